@@ -1,0 +1,55 @@
+"""Every network of ours by name: a plain dict, one file per paper.
+
+A network is `forward(x) -> logits` and `forward(x, with_attention=True) -> (logits, attention)`
+with `attention` a dict of tensors, which `network.attention` declares (key, kind, title, axis).
+`network.multiple` is the number that each side of the input should be a multiple of.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from medsegcore.errors import ModelSchemaError
+from medsegcore.networks.rsanet import RSANet, RSANetConfig
+
+
+class NetworkEntry(NamedTuple):
+    """How a network of that name is configured and built."""
+
+    config_class: type
+    build: Callable[[Any], nn.Module]
+
+
+NETWORKS: dict[str, NetworkEntry] = {
+    "rsanet": NetworkEntry(RSANetConfig, RSANet),
+}
+
+
+def create_network(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """Build the network `name` from the fields of its config.
+
+    Raises:
+        ModelSchemaError: no such network, an unknown field, or a value that the network refuses.
+    """
+    if name not in NETWORKS:
+        raise ModelSchemaError(
+            f"There is no network named '{name}'.",
+            f"Known networks: {', '.join(sorted(NETWORKS))}.",
+        )
+    entry = NETWORKS[name]
+    known = {field.name for field in dataclasses.fields(entry.config_class)}
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise ModelSchemaError(
+            f"The network '{name}' has no setting '{unknown[0]}'.",
+            f"Its settings: {', '.join(sorted(known))}.",
+        )
+    try:
+        return entry.build(entry.config_class(**config))
+    except (TypeError, ValueError) as error:
+        raise ModelSchemaError(f"The network '{name}' refuses its config: {error}.") from error
+
+
+__all__ = ["NETWORKS", "NetworkEntry", "create_network"]

@@ -1,0 +1,162 @@
+"""Augmentation of 3D MR patches: shape, scanner and contrast, and missing inputs."""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    RandAdjustContrastd,
+    RandAffined,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSharpend,
+    RandGaussianSmoothd,
+    RandHistogramShiftd,
+    Randomizable,
+    RandSimulateLowResolutiond,
+    RandSmoothFieldAdjustIntensityd,
+    Transform,
+)
+from torch import Tensor
+
+# A normalised image has about zero mean and unit deviation inside the foreground. Bias fields,
+# gamma and histogram shifts are defined on positive intensities: a deviation of a fifth of the
+# mean is what T1, T2 and FLAIR of the brain show.
+RELATIVE_DEVIATION = 0.2
+
+
+class ToPositived(MapTransform):
+    """Normalised intensities (mean 0, deviation 1) to positive ones with mean 1."""
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = (1 + RELATIVE_DEVIATION * out[key]).clamp_min(0)
+        return out
+
+
+class RandRestandardised(MapTransform, Randomizable):
+    """Back from positive intensities, with a random error of the mean and the deviation.
+
+    The error stands for what differs between patients and scanners in the estimate: other
+    tissue inside the mask, more or fewer lesions, another field strength.
+    """
+
+    def __init__(self, keys: Sequence[str], shift: float, scale: tuple[float, float]):
+        super().__init__(keys)
+        self.shift = shift
+        self.log_scale = (np.log(scale[0]), np.log(scale[1]))
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            shift = self.R.uniform(-self.shift, self.shift)
+            scale = np.exp(self.R.uniform(*self.log_scale))
+            out[key] = (out[key] - 1) / RELATIVE_DEVIATION * scale + shift
+        return out
+
+
+class KeepOutsideZerod(Transform):
+    """Run a transform, then put the voxels outside of the foreground (exact zeros) back to 0."""
+
+    def __init__(self, keys: Sequence[str], transform: Transform):
+        self.keys = list(keys)
+        self.transform = transform
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        outside = {key: data[key] == 0 for key in self.keys}
+        out = dict(self.transform(dict(data)))
+        for key in self.keys:
+            out[key] = torch.where(outside[key], torch.zeros_like(out[key]), out[key])
+        return out
+
+
+class RandDropInputsd(MapTransform, Randomizable):
+    """Set whole inputs to zero, as a patient without that sequence has them.
+
+    Args:
+        probabilities: key to the probability of dropping it, 0..1.
+    """
+
+    def __init__(self, probabilities: Mapping[str, float]):
+        super().__init__(list(probabilities))
+        self.probabilities = dict(probabilities)
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        out = dict(data)
+        for key, probability in self.probabilities.items():
+            if self.R.random() < probability:
+                out[key] = torch.zeros_like(out[key])
+        return out
+
+
+class Stackd(Transform):
+    """The inputs, each [1, k, j, i], stacked to "image" [C, k, j, i]; "label" is kept."""
+
+    def __init__(self, keys: Sequence[str]):
+        self.keys = list(keys)
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[str, Tensor]:
+        return {
+            "image": torch.cat([data[key] for key in self.keys]).float(),
+            "label": data["label"].float(),
+        }
+
+
+def scanner_transforms(key: str, patch: tuple[int, int, int]) -> Compose:
+    """Bias field, contrast, noise, resolution and blur of one input, each at random."""
+    return Compose(
+        [
+            ToPositived(key),
+            RandSmoothFieldAdjustIntensityd(
+                key, spatial_size=patch, rand_size=(4, 4, 4), pad=1, gamma=(0.7, 1.4), prob=0.5
+            ),
+            RandAdjustContrastd(key, prob=0.5, gamma=(0.6, 1.6), retain_stats=True),
+            RandHistogramShiftd(key, num_control_points=(6, 12), prob=0.3),
+            RandGaussianSmoothd(
+                key, sigma_x=(0.3, 1.2), sigma_y=(0.3, 1.2), sigma_z=(0.3, 1.2), prob=0.25
+            ),
+            RandGaussianSharpend(key, prob=0.15),
+            RandSimulateLowResolutiond(key, prob=0.25, zoom_range=(0.35, 1.0)),
+            RandGaussianNoised(key, prob=0.4, std=0.08),
+            RandRestandardised([key], shift=0.6, scale=(0.6, 1.5)),
+        ]
+    )
+
+
+def training_transforms(
+    keys: Sequence[str], patch: tuple[int, int, int], drop: Mapping[str, float]
+) -> Compose:
+    """From a whole prepared case to one augmented patch.
+
+    Args:
+        keys: input keys in the order of the network's channels; each [1, k, j, i], normalised.
+        patch: size (k, j, i) in voxels.
+        drop: probability of dropping an input, by key.
+
+    Returns:
+        A transform of {key: tensor, "label": tensor} to a list of one {"image": [C, k, j, i],
+        "label": [1, k, j, i]}. Two of three patches are centred on a lesion voxel.
+    """
+    every = [*keys, "label"]
+    modes = ["bilinear"] * len(keys) + ["nearest"]
+    return Compose(
+        [
+            RandCropByPosNegLabeld(
+                every, label_key="label", spatial_size=patch, pos=2, neg=1, num_samples=1,
+                image_key=keys[-1], image_threshold=0, allow_smaller=False,
+            ),
+            *(RandFlipd(every, prob=0.5, spatial_axis=axis) for axis in range(3)),
+            RandAffined(
+                every, prob=0.5, rotate_range=(0.3, 0.3, 0.3), scale_range=(0.2, 0.2, 0.2),
+                shear_range=(0.08,) * 6, mode=modes, padding_mode="zeros",
+            ),
+            *(KeepOutsideZerod([key], scanner_transforms(key, patch)) for key in keys),
+            RandDropInputsd(drop),
+            Stackd(keys),
+        ]
+    )
+
