@@ -1,0 +1,43 @@
+"""Images in physical space: reading, writing, orientation, resampling, registration."""
+
+from medsegcore.imaging.geometry import (
+    Grid,
+    check_overlap,
+    fov_overlap,
+    grid_with_spacing,
+    patient_grid,
+)
+from medsegcore.imaging.image import Image, check_image, from_sitk, to_sitk, without_nans
+from medsegcore.imaging.io import (
+    DicomSeries,
+    list_dicom_series,
+    list_volumes,
+    read_dicom_series,
+    read_image,
+    write_image,
+)
+from medsegcore.imaging.registration import Registration, register
+from medsegcore.imaging.resample import reorient, resample
+
+__all__ = [
+    "DicomSeries",
+    "Grid",
+    "Image",
+    "Registration",
+    "check_image",
+    "check_overlap",
+    "fov_overlap",
+    "from_sitk",
+    "grid_with_spacing",
+    "list_dicom_series",
+    "list_volumes",
+    "patient_grid",
+    "read_dicom_series",
+    "read_image",
+    "register",
+    "reorient",
+    "resample",
+    "to_sitk",
+    "without_nans",
+    "write_image",
+]

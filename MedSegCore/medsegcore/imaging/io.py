@@ -1,0 +1,299 @@
+"""Reading and writing NIfTI, NRRD, MHA and DICOM series, through SimpleITK."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medsegcore.errors import (
+    ColorImageError,
+    GeometryError,
+    MultiVolumeError,
+    OutputError,
+    UnreadableImageError,
+)
+from medsegcore.imaging.image import Image, from_sitk, to_sitk
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+DICOM_TAGS = {"description": "0008|103e", "modality": "0008|0060"}
+AGAIN = "Copy or export it again from its source."
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """One series of a folder of DICOM files. Nothing that names a patient is kept.
+
+    Attributes:
+        uid: the series instance UID.
+        description: SeriesDescription, "" when absent.
+        modality: e.g. "MR".
+        files: paths in slice order.
+    """
+
+    uid: str
+    description: str
+    modality: str
+    files: tuple[str, ...]
+
+
+def read_image(path: str | Path, volume: int | None = None) -> Image:
+    """Read one volume from a NIfTI, NRRD or MHA file, or from a folder with one DICOM series.
+
+    Args:
+        volume: which volume of a 4-D file, from 0.
+
+    Raises:
+        UnreadableImageError: missing, truncated or not an image.
+        MultiVolumeError: several volumes and none chosen, or no volume of that number.
+        ColorImageError: RGB or vectors.
+        GeometryError: a geometry that ITK refuses.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_dicom_series(path)
+    if not path.is_file():
+        raise UnreadableImageError(f"There is no file '{path}'.", "Check the path.")
+    reader = _opened(path)
+    _check_whole(path, reader)
+    image = _executed(reader, path)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise ColorImageError(
+            f"'{path}' has {image.GetNumberOfComponentsPerPixel()} values per voxel (RGB or "
+            "vectors).",
+            "A gray-scale volume is needed.",
+        )
+    return from_sitk(_chosen_volume(image, volume, path), _plain_name(path))
+
+
+def list_volumes(path: str | Path) -> list[str]:
+    """One line for each volume of a file, e.g. "volume 0: 256 x 256 x 24 voxels".
+
+    Raises:
+        UnreadableImageError, GeometryError: as `read_image`.
+    """
+    size = _opened(Path(path)).GetSize()
+    n = size[3] if len(size) > 3 else 1
+    text = " x ".join(str(s) for s in (*size, 1)[:3])
+    return [f"volume {i}: {text} voxels" for i in range(n)]
+
+
+def list_dicom_series(folder: str | Path) -> list[DicomSeries]:
+    """The image series directly in a folder, in the order of their UIDs."""
+    import SimpleITK as sitk
+
+    found = []
+    for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
+        files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(files[0])
+        tags = dict.fromkeys(DICOM_TAGS, "")
+        with contextlib.suppress(RuntimeError):
+            reader.ReadImageInformation()
+            for name, tag in DICOM_TAGS.items():
+                if reader.HasMetaDataKey(tag):
+                    tags[name] = reader.GetMetaData(tag).strip()
+        found.append(DicomSeries(uid, tags["description"], tags["modality"], tuple(files)))
+    return found
+
+
+def read_dicom_series(folder: str | Path, series_uid: str | None = None) -> Image:
+    """Read a DICOM series of a folder as one volume.
+
+    Raises:
+        UnreadableImageError: no series there, not the wanted one, or unreadable slices.
+        MultiVolumeError: several series and none chosen.
+        ColorImageError: RGB slices.
+        GeometryError: the slices are not evenly spaced.
+    """
+    import SimpleITK as sitk
+
+    series = list_dicom_series(folder)
+    if series_uid is not None:
+        series = [one for one in series if one.uid == series_uid]
+    if not series:
+        raise UnreadableImageError(
+            f"There is no DICOM series in '{folder}'.", "Give the folder that holds the slices."
+        )
+    if len(series) > 1:
+        names = "; ".join(f"{s.description or 'unnamed'} ({len(s.files)} files)" for s in series)
+        raise MultiVolumeError(
+            f"'{folder}' holds {len(series)} DICOM series: {names}.", "Choose one of them."
+        )
+    _check_slice_gaps(series[0])
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(series[0].files)
+    image = _executed(reader, Path(folder))
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise ColorImageError(f"The DICOM series in '{folder}' is RGB.", "Gray-scale is needed.")
+    return from_sitk(_chosen_volume(image, None, Path(folder)), series[0].description)
+
+
+def write_image(image: Image, path: str | Path) -> None:
+    """Write NIfTI, NRRD or MHA (by extension); the file appears as a whole or not at all.
+
+    bool is stored as uint8 and float16 as float32. Nothing but values and geometry is written.
+
+    Raises:
+        OutputError: unknown extension, no such folder, no space.
+    """
+    import SimpleITK as sitk
+
+    path = Path(path)
+    extension = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), None)
+    if extension is None or extension in (".nhdr", ".mhd"):
+        raise OutputError(
+            f"'{path.name}' has an extension that cannot be written.",
+            "Use .nii.gz, .nii, .nrrd or .mha.",
+        )
+    if not path.parent.is_dir():
+        raise OutputError(f"There is no folder '{path.parent}'.", "Create it first.")
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(suffix=extension, prefix=".", dir=path.parent)
+        os.close(handle)
+        sitk.WriteImage(to_sitk(image), temporary, useCompression=True)
+        # A full disk can leave ITK satisfied with a file that it could not write to the end.
+        _check_whole(Path(temporary), _opened(Path(temporary)))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, UnreadableImageError) as error:
+        raise OutputError(
+            f"'{path}' cannot be written: {_last_line(error)}",
+            "Check the free space and the permissions.",
+        ) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _opened(path: Path) -> sitk.ImageFileReader:
+    """A reader that has read the header."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _read_error(path, error) from error
+    return reader
+
+
+def _executed(reader: sitk.ImageFileReader | sitk.ImageSeriesReader, path: Path) -> sitk.Image:
+    try:
+        return reader.Execute()
+    except RuntimeError as error:
+        raise _read_error(path, error) from error
+
+
+def _read_error(path: Path, error: RuntimeError) -> UnreadableImageError | GeometryError:
+    text = str(error).lower()
+    if "orthonormal" in text or "determinant" in text or "spacing" in text:
+        return GeometryError(
+            f"'{path}' has a geometry with a zero determinant or axes that are not orthogonal.",
+            "Its header is damaged or it was acquired with a gantry tilt: resample it first.",
+        )
+    return UnreadableImageError(f"'{path}' cannot be read: {_last_line(error)}", AGAIN)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).rstrip(".") + "."
+
+
+def _check_whole(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Raise UnreadableImageError for a file that was cut: ITK fills the rest with zeros."""
+    if path.name.lower().endswith(".nii.gz"):
+        try:
+            with gzip.open(path) as file:
+                size = 0
+                while block := file.read(1 << 22):
+                    size += len(block)
+        except (EOFError, OSError, zlib.error) as error:
+            raise UnreadableImageError(
+                f"'{path}' is truncated: its compressed data end early.", AGAIN
+            ) from error
+    elif path.suffix.lower() == ".nii":
+        size = path.stat().st_size
+    else:
+        return
+    bits = int(reader.GetMetaData("bitpix")) if reader.HasMetaDataKey("bitpix") else 8
+    expected = int(np.prod([int(n) for n in reader.GetSize()])) * bits // 8
+    if size < expected:
+        raise UnreadableImageError(
+            f"'{path}' is truncated: {size} of at least {expected} bytes are there.", AGAIN
+        )
+
+
+def _chosen_volume(image: sitk.Image, volume: int | None, path: Path) -> sitk.Image:
+    import SimpleITK as sitk
+
+    if image.GetDimension() == 2:
+        return sitk.JoinSeries(image)
+    if image.GetDimension() == 3:
+        count = 1
+    elif image.GetDimension() == 4:
+        count = image.GetSize()[3]
+    else:
+        raise MultiVolumeError(
+            f"'{path}' has {image.GetDimension()} dimensions.", "Give a single 3-D volume."
+        )
+    if volume is None and count > 1:
+        raise MultiVolumeError(
+            f"'{path}' is 4-D and holds {count} volumes (0 to {count - 1}) of "
+            f"{' x '.join(str(n) for n in image.GetSize()[:3])} voxels.",
+            "Choose one of them.",
+        )
+    if volume is not None and not 0 <= volume < count:
+        raise MultiVolumeError(
+            f"'{path}' has no volume {volume}: it holds {count} (0 to {count - 1}).",
+            "Choose one of them.",
+        )
+    if image.GetDimension() == 3:
+        return image
+    return sitk.Extract(image, [*image.GetSize()[:3], 0], [0, 0, 0, volume or 0])
+
+
+def _check_slice_gaps(series: DicomSeries) -> None:
+    """ITK spaces slices evenly whatever their positions say: a missing slice would shift all."""
+    import SimpleITK as sitk
+
+    positions, normal = [], None
+    for file in series.files:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(file)
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise _read_error(Path(file), error) from error
+        if reader.GetDimension() == 3 and reader.GetSize()[2] > 1:
+            return
+        if not reader.HasMetaDataKey("0020|0032"):
+            return
+        normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2] if normal is None else normal
+        positions.append(float(np.dot(reader.GetOrigin(), normal)))
+    gaps = np.abs(np.diff(positions))
+    if gaps.size and (gaps.max() - gaps.min()) > 0.1 * max(float(np.median(gaps)), 1e-3):
+        raise GeometryError(
+            f"The slices of the DICOM series lie {gaps.min():.2f} to {gaps.max():.2f} mm apart: "
+            "some are missing or there are several volumes.",
+            "Export the whole series again.",
+        )
+
+
+def _plain_name(path: Path) -> str:
+    for extension in EXTENSIONS:
+        if path.name.lower().endswith(extension):
+            return path.name[: -len(extension)]
+    return path.stem

@@ -1,0 +1,181 @@
+"""From a patient's images to the network's input: what model.json says, and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from medsegcore.errors import EmptyImageError, MissingInputError
+from medsegcore.imaging import (
+    Grid,
+    Image,
+    check_image,
+    check_overlap,
+    patient_grid,
+    resample,
+    without_nans,
+)
+from medsegcore.models.schema import InputSpec, ModelDescription, Normalisation
+
+# Exact zero marks the voxels outside of the foreground; inside it a zero becomes this.
+INSIDE_ZERO = 1e-3
+HISTOGRAM_BINS = 512
+HISTOGRAM_SMOOTHING = 6.0  # standard deviation in bins
+# Fluid and partial volume make a second, darker peak below this share of the 99.5th percentile.
+DARKEST_MODE = 0.15
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The network's input.
+
+    Attributes:
+        tensor: float32 [channel, k, j, i], normalised; 0 outside of the foreground.
+        grid: the model grid, cropped, that the tensor lies on.
+        reference: the grid that the answer is wanted on.
+        present: which inputs were given, by key.
+        raw: the given inputs as they came, by key.
+    """
+
+    tensor: np.ndarray
+    grid: Grid
+    reference: Grid
+    present: dict[str, bool]
+    raw: dict[str, Image]
+
+
+def prepare(description: ModelDescription, images: Mapping[str, Image]) -> Prepared:
+    """Resample onto the model grid, crop and normalise.
+
+    Args:
+        description: the model.
+        images: Image by input key; optional inputs may be absent, they become 0.
+
+    Raises:
+        MissingInputError: a required input is absent, or a key that the model does not know.
+        EmptyImageError, GeometryError: an image without content or with a bad geometry.
+        OverlapError: an input has less than half of its field of view in common with the
+            reference.
+    """
+    check_keys(description, images)
+    for key, image in images.items():
+        check_image(image, description.input(key).title)
+    reference = images[description.reference]
+    for key, image in images.items():
+        if key != description.reference:
+            check_overlap(reference.grid, image.grid, description.input(key).title)
+    raw = {key: without_nans(image) for key, image in images.items()}
+    grid = patient_grid(reference.grid, description.grid.spacing, description.grid.orientation)
+    channels, crop = [], None
+    # The reference comes first because its foreground decides what is kept of the others.
+    first = description.input(description.reference)
+    for spec in [first, *(s for s in description.inputs if s.key != first.key)]:
+        if spec.key not in raw:
+            continue
+        array = resample(raw[spec.key], grid).array.astype(np.float32, copy=False)
+        inside = foreground(array, spec.normalisation, spec)
+        if crop is None:
+            crop = crop_box(inside, description)
+        channels.append((spec.key, normalise(array, inside, spec.normalisation)[crop]))
+    assert crop is not None
+    by_key = dict(channels)
+    shape = by_key[first.key].shape
+    tensor = np.stack(
+        [by_key.get(spec.key, np.zeros(shape, np.float32)) for spec in description.inputs]
+    )
+    return Prepared(
+        tensor=tensor,
+        grid=grid.crop(crop),
+        reference=reference.grid,
+        present={spec.key: spec.key in raw for spec in description.inputs},
+        raw=raw,
+    )
+
+
+def check_keys(description: ModelDescription, images: Mapping[str, Image]) -> None:
+    """Raise MissingInputError when `images` are not what the model takes."""
+    known = [spec.key for spec in description.inputs]
+    for key in images:
+        if key not in known:
+            raise MissingInputError(
+                f"The model '{description.id}' has no input '{key}'.",
+                f"Its inputs: {', '.join(known)}.",
+            )
+    for spec in description.inputs:
+        needed = spec.required or description.missing_input == "refuse"
+        if needed and spec.key not in images:
+            raise MissingInputError(
+                f"The model '{description.id}' needs the input '{spec.key}' ({spec.title}).",
+                "Give that volume, or choose another model.",
+            )
+
+
+def foreground(array: np.ndarray, how: Normalisation, spec: InputSpec) -> np.ndarray:
+    """Bool [k, j, i]: where the image is more than background air or removed skull."""
+    positive = array[array > 0]
+    if positive.size == 0:
+        raise EmptyImageError(
+            f"{spec.title} has no positive voxel in the field of view of the reference.",
+            "Check that the right volume was chosen.",
+        )
+    return array > how.foreground_share * np.percentile(positive, 99.5)
+
+
+def normalise(array: np.ndarray, inside: np.ndarray, how: Normalisation) -> np.ndarray:
+    """(x - centre) / scale inside the foreground, clipped, and exactly 0 outside; float32."""
+    centre, scale = centre_and_scale(array[inside], how)
+    out = np.clip((array - centre) / scale, *how.clip).astype(np.float32)
+    out[out == 0] = INSIDE_ZERO
+    out[~inside] = 0
+    return out
+
+
+def centre_and_scale(values: np.ndarray, how: Normalisation) -> tuple[float, float]:
+    """Centre and scale of the foreground's intensities by the method of `how`."""
+    if how.method == "zscore":
+        centre, scale = float(values.mean()), float(values.std())
+    elif how.method == "robust":
+        low, middle, high = np.percentile(values, [25, 50, 75])
+        centre, scale = float(middle), float(high - low) / 1.349
+    else:
+        centre, scale = _histogram_mode(values)
+    return centre, max(scale, 1e-6 * max(abs(centre), 1e-6))
+
+
+def _histogram_mode(values: np.ndarray) -> tuple[float, float]:
+    """Position and FWHM / 2.355 of the highest peak of the smoothed histogram.
+
+    In FLAIR that peak is normal-appearing brain tissue, whatever else the mask holds (skull,
+    fluid, many lesions), which mean and deviation are not robust against.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    top = float(np.percentile(values, 99.5))
+    counts, edges = np.histogram(values, bins=HISTOGRAM_BINS, range=(0, top))
+    smooth = gaussian_filter1d(counts.astype(float), HISTOGRAM_SMOOTHING)
+    darkest = int(DARKEST_MODE * HISTOGRAM_BINS)
+    peak = darkest + int(smooth[darkest:].argmax())
+    above = smooth > smooth[peak] / 2
+    left = right = peak
+    while left > 0 and above[left - 1]:
+        left -= 1
+    while right < HISTOGRAM_BINS - 1 and above[right + 1]:
+        right += 1
+    centre = float(edges[peak] + edges[peak + 1]) / 2
+    return centre, float(edges[right + 1] - edges[left]) / 2.355
+
+
+def crop_box(inside: np.ndarray, description: ModelDescription) -> tuple[slice, slice, slice]:
+    """The part of the model grid to work on: the foreground with its margin, or everything."""
+    if description.grid.crop == "none":
+        return (slice(0, inside.shape[0]), slice(0, inside.shape[1]), slice(0, inside.shape[2]))
+    box = []
+    for axis, spacing in enumerate(reversed(description.grid.spacing)):
+        others = tuple(a for a in range(3) if a != axis)
+        filled = np.flatnonzero(inside.any(axis=others))
+        margin = int(np.ceil(description.grid.margin_mm / spacing))
+        box.append(
+            slice(max(int(filled[0]) - margin, 0), min(int(filled[-1]) + margin + 1,
+                                                       inside.shape[axis]))
+        )
+    return box[0], box[1], box[2]

@@ -1,0 +1,48 @@
+"""Model folders: their schema, reading, writing, checking, packing and finding. No torch here."""
+
+from medsegcore.models.archive import pack, unpack
+from medsegcore.models.card import model_card
+from medsegcore.models.folder import ModelFolder
+from medsegcore.models.schema import (
+    AttentionSpec,
+    Code,
+    DatasetUse,
+    GridSpec,
+    InputMatch,
+    InputSpec,
+    Label,
+    Metric,
+    ModelDescription,
+    NetworkSpec,
+    Normalisation,
+    Terminology,
+    Timing,
+    TrainingRecord,
+    WeightsSpec,
+)
+from medsegcore.models.store import ModelStore, StoredModel, user_folder
+
+__all__ = [
+    "AttentionSpec",
+    "Code",
+    "DatasetUse",
+    "GridSpec",
+    "InputMatch",
+    "InputSpec",
+    "Label",
+    "Metric",
+    "ModelDescription",
+    "ModelFolder",
+    "ModelStore",
+    "NetworkSpec",
+    "Normalisation",
+    "StoredModel",
+    "Terminology",
+    "Timing",
+    "TrainingRecord",
+    "WeightsSpec",
+    "model_card",
+    "pack",
+    "unpack",
+    "user_folder",
+]

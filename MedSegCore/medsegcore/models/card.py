@@ -1,0 +1,105 @@
+"""The model card: README.md of a model folder, generated from model.json alone."""
+
+from medsegcore.models.schema import Metric, ModelDescription
+
+
+def model_card(description: ModelDescription) -> str:
+    """The card in Markdown."""
+    d = description
+    use = "allowed" if d.weights.commercial_use else "NOT allowed"
+    lines = [
+        f"# {d.title}",
+        "",
+        f"`{d.id}` {d.version}. {d.task} Anatomy: {d.anatomy}.",
+        "",
+        f"**Intended use.** {d.intended_use}",
+        "",
+        "**Limits.**",
+        "",
+        *[f"- {limit}" for limit in d.limits],
+        "",
+        "## Figures",
+        "",
+        *_metric_table(d.metrics),
+        "",
+        "## Inputs",
+        "",
+        "| key | image | modality | needed | normalisation |",
+        "|---|---|---|---|---|",
+    ]
+    for spec in d.inputs:
+        need = "required" if spec.required else f"optional (absent: {d.missing_input})"
+        mark = ", reference grid" if spec.key == d.reference else ""
+        lines.append(
+            f"| `{spec.key}` | {spec.title} | {spec.modality} | {need}{mark} "
+            f"| {spec.normalisation.method} |"
+        )
+    spacing = " x ".join(f"{s:g}" for s in d.grid.spacing)
+    tile = " x ".join(str(n) for n in reversed(d.grid.tile))
+    lines += [
+        "",
+        f"Grid: {d.grid.orientation}, {spacing} mm, {d.grid.dimensionality} tiles of {tile} "
+        "voxels (i x j x k). The answer comes back on the reference image's own grid.",
+        "",
+        "## Output",
+        "",
+        *[f"- {l.value}: {l.name} (threshold {l.threshold:g})" for l in d.labels],
+        *[f"- attention `{a.key}` ({a.kind}): {a.title}" for a in d.attention],
+        "",
+        "## Training",
+        "",
+        f"Recipe `{d.training.recipe}`, {d.training.date}, {d.training.steps} steps in "
+        f"{d.training.minutes:.0f} minutes on {d.training.device}, seed {d.training.seed}. "
+        f"Network `{d.network.name}` with "
+        + ", ".join(f"{k} {v}" for k, v in d.network.config.items())
+        + ".",
+        "",
+        "| data | used for | cases | patients | licence |",
+        "|---|---|---|---|---|",
+        *[
+            f"| {u.name} | {u.split} | {u.cases} | {', '.join(u.patients)} | {u.license} |"
+            for u in d.data
+        ],
+        "",
+        "Settings: "
+        + ", ".join(f"{name} {value}" for name, value in d.training.settings.items())
+        + ".",
+        "",
+        "## Licence",
+        "",
+        f"Weights: {d.weights.license}; commercial use is {use}.",
+        "",
+        "## Cost",
+        "",
+        f"About {d.memory_mb} MB of memory.",
+        *[f"- {t.what}: {t.seconds:.1f} s on {t.device}" for t in d.timings],
+        "",
+        "## Citation",
+        "",
+        *[f"- {c}" for c in [*d.citation, *dict.fromkeys(u.citation for u in d.data)]],
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _metric_table(metrics: list[Metric]) -> list[str]:
+    """One row per case, one column per measure; how each was obtained stands below."""
+    if not metrics:
+        return ["None were measured."]
+    names = list(dict.fromkeys((m.name, m.unit) for m in metrics))
+    cases = list(dict.fromkeys((m.case, m.n, m.how) for m in metrics))
+    notes = list(dict.fromkeys(how for _, _, how in cases))
+    head = [f"{name} [{unit}]" if unit else name for name, unit in names]
+    lines = ["| case | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for case, n, how in cases:
+        values = {
+            (m.name, m.unit): m.value for m in metrics if (m.case, m.n, m.how) == (case, n, how)
+        }
+        cells = [
+            "" if key not in values else "not defined" if values[key] is None
+            else f"{values[key]:.3g}"
+            for key in names
+        ]
+        note = f" ({notes.index(how) + 1})"
+        lines.append(f"| {case}{note} | " + " | ".join(cells) + " |")
+    return [*lines, "", *[f"({i}) {how}" for i, how in enumerate(notes, start=1)]]

@@ -1,0 +1,269 @@
+"""The schema of model.json: everything that a run needs to know about a model, and its card."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+SCHEMA_VERSION = 1
+SCHEMA_FILE = Path(__file__).with_name("model.schema.json")
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{1,63}$")]
+Key = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+Version = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+\.\d+$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Channel = Annotated[int, Field(ge=0, le=255)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Millimetres = Annotated[float, Field(gt=0, le=100)]
+Voxels = Annotated[int, Field(ge=1, le=2048)]
+JsonValue = bool | int | float | str | None | list | dict
+
+
+class Part(BaseModel):
+    """Base of every part: unknown fields are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Code(Part):
+    """One coded term, e.g. scheme "SCT", value "52988006", meaning "Lesion"."""
+
+    scheme: str
+    value: str
+    meaning: str
+
+
+class Terminology(Part):
+    """The codes of a label as DICOM SEG and Slicer's terminologies have them."""
+
+    category: Code
+    type: Code
+    modifier: Code | None = None
+    region: Code | None = None
+    region_modifier: Code | None = None
+
+
+class Label(Part):
+    """One class that the model answers; the background has none."""
+
+    value: Annotated[int, Field(ge=1, le=255)]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    color: tuple[Channel, Channel, Channel]
+    threshold: Share = 0.5
+    terminology: Terminology | None = None
+
+
+class Normalisation(Part):
+    """How the intensities x of one input become (x - centre) / scale, clipped; outside: 0.
+
+    The foreground is x > `foreground_share` times the 99.5th percentile of the positive voxels.
+    Centre and scale over the foreground, by method:
+        zscore: mean, standard deviation;
+        robust: median, interquartile range / 1.349;
+        mode: position of the histogram's highest peak, its full width at half maximum / 2.355.
+    """
+
+    method: Literal["zscore", "robust", "mode"]
+    foreground_share: Share = 0.02
+    clip: tuple[float, float] = (-8.0, 12.0)
+
+    @model_validator(mode="after")
+    def _clip_is_ordered(self) -> "Normalisation":
+        if not self.clip[0] < self.clip[1]:
+            raise ValueError(f"clip {self.clip} has to be (low, high)")
+        return self
+
+
+class InputMatch(Part):
+    """Regular expressions (case is ignored) that tell which volume is this input."""
+
+    series_description: list[str] = []
+    names: list[str] = []
+    exclude: list[str] = []
+
+    @model_validator(mode="after")
+    def _patterns_compile(self) -> "InputMatch":
+        for pattern in [*self.series_description, *self.names, *self.exclude]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
+        return self
+
+
+class InputSpec(Part):
+    """One image that the model takes."""
+
+    key: Key
+    title: str
+    modality: Literal["MR", "CT", "PT", "US", "OT"]
+    required: bool
+    match: InputMatch = InputMatch()
+    units: str = "arbitrary"
+    normalisation: Normalisation
+
+
+class GridSpec(Part):
+    """The grid on which the network works.
+
+    Attributes:
+        orientation: where the axes i, j, k point to, e.g. "RAS".
+        spacing: mm along i, j, k.
+        tile: voxels along k, j, i that go through the network at once.
+        overlap: share of a tile that the next one covers again, 0..0.9.
+        multiple: tile starts are multiples of this many voxels.
+        crop: "foreground" of the reference image, or "none".
+        margin_mm: kept around the foreground.
+    """
+
+    orientation: Annotated[str, StringConstraints(pattern=r"^[RL][AP][SI]$")] = "RAS"
+    spacing: tuple[Millimetres, Millimetres, Millimetres]
+    dimensionality: Literal["2D", "3D"] = "3D"
+    tile: tuple[Voxels, Voxels, Voxels]
+    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
+    multiple: Annotated[int, Field(ge=1, le=128)] = 1
+    crop: Literal["foreground", "none"] = "foreground"
+    margin_mm: Annotated[float, Field(ge=0, le=100)] = 5.0
+
+    @model_validator(mode="after")
+    def _tile_fits_multiple(self) -> "GridSpec":
+        if any(size % self.multiple for size in self.tile):
+            raise ValueError(f"tile {self.tile} is no multiple of {self.multiple} voxels")
+        return self
+
+
+class NetworkSpec(Part):
+    """A name of `medsegcore.networks.NETWORKS` and the fields of its config."""
+
+    name: Key
+    config: dict[str, JsonValue]
+
+
+class WeightsSpec(Part):
+    """The weights file, beside model.json."""
+
+    file: FileName = "model.safetensors"
+    sha256: Sha256
+    dtype: Literal["float16", "float32"]
+    license: str
+    commercial_use: bool
+
+
+class AttentionSpec(Part):
+    """One attention map that the network gives; `axis` for slice attention alone."""
+
+    key: Key
+    kind: Literal["spatial", "slice", "correlation"]
+    title: str
+    axis: Literal["sagittal", "coronal", "axial"] | None = None
+
+    @model_validator(mode="after")
+    def _slice_has_axis(self) -> "AttentionSpec":
+        if (self.kind == "slice") != (self.axis is not None):
+            raise ValueError(f"attention '{self.key}': an axis belongs to slice attention alone")
+        return self
+
+
+class DatasetUse(Part):
+    """Cases of one public data set, and what they were used for."""
+
+    name: str
+    split: Literal["training", "validation", "test"]
+    patients: list[str]
+    cases: Annotated[int, Field(ge=1)]
+    license: str
+    citation: str
+
+
+class Metric(Part):
+    """One measured figure; `value` is None where the measure is not defined."""
+
+    name: str
+    value: float | None
+    unit: str
+    case: str
+    n: Annotated[int, Field(ge=1)]
+    how: str
+
+
+class Timing(Part):
+    """Seconds of one run on a named device."""
+
+    what: str
+    device: str
+    seconds: float
+
+
+class TrainingRecord(Part):
+    """How the weights came about."""
+
+    recipe: str
+    date: str
+    minutes: float
+    steps: int
+    device: str
+    seed: int
+    settings: dict[str, JsonValue]
+
+
+class ModelDescription(Part):
+    """model.json as a whole."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: Slug
+    version: Version
+    title: str
+    task: str
+    anatomy: str
+    network: NetworkSpec
+    weights: WeightsSpec
+    inputs: Annotated[list[InputSpec], Field(min_length=1)]
+    reference: Key
+    missing_input: Literal["zero", "refuse"]
+    grid: GridSpec
+    labels: Annotated[list[Label], Field(min_length=1)]
+    attention: list[AttentionSpec]
+    training: TrainingRecord
+    data: list[DatasetUse]
+    metrics: list[Metric]
+    intended_use: str
+    limits: list[str]
+    citation: list[str]
+    memory_mb: Annotated[int, Field(ge=0)]
+    timings: list[Timing] = []
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "ModelDescription":
+        keys = [spec.key for spec in self.inputs]
+        for what, names in (
+            ("input key", keys),
+            ("label name", [label.name for label in self.labels]),
+            ("label value", [str(label.value) for label in self.labels]),
+            ("attention key", [spec.key for spec in self.attention]),
+        ):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"the {what} '{name}' is there twice")
+        if self.reference not in keys:
+            raise ValueError(f"the reference '{self.reference}' is none of the inputs {keys}")
+        if not self.input(self.reference).required:
+            raise ValueError(f"the reference input '{self.reference}' has to be required")
+        return self
+
+    def input(self, key: str) -> InputSpec:
+        """The input of that key (KeyError when there is none)."""
+        return {spec.key: spec for spec in self.inputs}[key]
+
+
+def json_schema() -> str:
+    """The JSON Schema of model.json, as kept in `model.schema.json`."""
+    schema = ModelDescription.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(json_schema(), encoding="utf-8")
