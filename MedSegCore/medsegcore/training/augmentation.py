@@ -59,18 +59,26 @@ class RandRestandardised(MapTransform, Randomizable):
         return out
 
 
-class KeepOutsideZerod(Transform):
+class KeepOutsideZerod(Randomizable, Transform):
     """Run a transform, then put the voxels outside of the foreground (exact zeros) back to 0."""
 
-    def __init__(self, keys: Sequence[str], transform: Transform):
+    def __init__(self, keys: Sequence[str], transform: Compose):
         self.keys = list(keys)
         self.transform = transform
 
+    def set_random_state(
+        self, seed: int | None = None, state: np.random.RandomState | None = None
+    ) -> "KeepOutsideZerod":
+        self.transform.set_random_state(seed=seed, state=state)
+        return self
+
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        outside = {key: data[key] == 0 for key in self.keys}
+        inside = {key: data[key] != 0 for key in self.keys}
+        if not any(mask.any() for mask in inside.values()):
+            return dict(data)
         out = dict(self.transform(dict(data)))
         for key in self.keys:
-            out[key] = torch.where(outside[key], torch.zeros_like(out[key]), out[key])
+            out[key] = torch.where(inside[key], out[key], torch.zeros_like(out[key]))
         return out
 
 
