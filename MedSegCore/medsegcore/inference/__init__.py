@@ -1,0 +1,32 @@
+"""Inference: from images and a model folder to a Result.
+
+`Result` and its parts load without torch; `Predictor` brings torch in when it is first asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from medsegcore.inference.attention import SliceAttention, SpatialAttention
+from medsegcore.inference.lesions import Lesion
+from medsegcore.inference.preprocess import Prepared, prepare
+from medsegcore.inference.result import Result
+
+if TYPE_CHECKING:
+    from medsegcore.inference.predictor import Predictor
+
+__all__ = [
+    "Lesion",
+    "Predictor",
+    "Prepared",
+    "Result",
+    "SliceAttention",
+    "SpatialAttention",
+    "prepare",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Predictor":
+        from medsegcore.inference.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module 'medsegcore.inference' has no attribute '{name}'")

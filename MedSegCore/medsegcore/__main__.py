@@ -1,0 +1,5 @@
+"""`python -m medsegcore` is `medseg`."""
+
+from medsegcore.cli import run
+
+run()

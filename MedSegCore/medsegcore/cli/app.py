@@ -1,0 +1,252 @@
+"""The commands."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import medsegcore
+from medsegcore.cli.console import Console
+from medsegcore.errors import MissingInputError, SettingError
+
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+Threshold = Annotated[
+    list[str] | None,
+    typer.Option("--threshold", help="Label's threshold, e.g. 'MS lesion=0.4'; may be repeated."),
+]
+Device = Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")]
+
+
+def build_app(console: Console) -> typer.Typer:
+    """All commands, speaking through `console`."""
+    app = typer.Typer(
+        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+        help="Lesion segmentation in MR volumes. Every command also takes --json (one JSON object "
+        "per line) and --debug (tracebacks). Exit codes: 0 done, 1 defect of MedSeg, 2 usage, "
+        "3 input, 4 model, 5 run, 6 output, 130 cancelled.",
+    )  # fmt: skip
+
+    @app.callback(invoke_without_command=True)
+    def version(
+        show: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
+    ) -> None:
+        if show:
+            print(medsegcore.__version__)
+            raise typer.Exit
+
+    _add_predict(app, console)
+    _add_models(app, console)
+    _add_train(app, console)
+    _add_evaluate(app, console)
+    _add_demo(app, console)
+    return app
+
+
+def _add_predict(app: typer.Typer, console: Console) -> None:
+    @app.command(context_settings=EXTRA)
+    def predict(
+        context: typer.Context,
+        model: Annotated[str, typer.Option(help="Id of a model, or the path of its folder.")],
+        out: Annotated[Path, typer.Option(help="Folder for the result.")],
+        device: Device = "auto",
+        precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+        mirror: Annotated[
+            bool, typer.Option("--mirror", help="Average over 8 mirrorings: 8 times slower.")
+        ] = False,
+        attention: Annotated[bool, typer.Option(help="Also give the attention maps.")] = True,
+        threshold: Threshold = None,
+        min_lesion_ml: Annotated[
+            float, typer.Option(help="Drop lesions smaller than this, in ml.")
+        ] = 0.0,
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Replace a result that is in --out.")
+        ] = False,
+    ) -> None:
+        """Segment one case: give each input of the model by its key, e.g. --flair FILE.
+
+        FILE is NIfTI, NRRD, MHA or a folder with a DICOM series; FILE@3 is volume 3 of a 4-D file.
+        """
+        from medsegcore.cli.predict import run_predict
+
+        run_predict(
+            console, model, input_files(context.args), out, overwrite,
+            {"device": device, "precision": precision},
+            {
+                "mirror": mirror, "attention": attention,
+                "thresholds": thresholds(threshold or []), "min_lesion_ml": min_lesion_ml,
+            },
+        )  # fmt: skip
+
+
+def _add_models(app: typer.Typer, console: Console) -> None:
+    from medsegcore.cli import models as commands
+
+    group = typer.Typer(no_args_is_help=True, help="List, show, verify, pack, add, remove models.")
+    app.add_typer(group, name="models")
+    model = Annotated[str, typer.Argument(help="Id of a model, or the path of its folder.")]
+
+    @group.command("list")
+    def list_models() -> None:
+        """Every model that is found, and what is wrong with those that cannot be read."""
+        commands.list_models(console)
+
+    @group.command()
+    def show(model: model) -> None:  # type: ignore[valid-type]
+        """The card of a model."""
+        commands.show(console, model)
+
+    @group.command()
+    def verify(model: model) -> None:  # type: ignore[valid-type]
+        """Check description, checksum and that the weights fit the network."""
+        commands.verify(console, model)
+
+    @group.command()
+    def pack(
+        model: model,  # type: ignore[valid-type]
+        out: Annotated[Path, typer.Option(help="The .zip to write.")],
+    ) -> None:
+        """Write a model into one .zip to hand on."""
+        commands.pack_model(console, model, out)
+
+    @group.command()
+    def add(path: Annotated[Path, typer.Argument(help="A model folder or .zip.")]) -> None:
+        """Copy a model folder or .zip into your own models."""
+        commands.add(console, path)
+
+    @group.command()
+    def remove(model: Annotated[str, typer.Argument(help="Id of one of your models.")]) -> None:
+        """Delete one of your own models."""
+        commands.remove(console, model)
+
+
+def _add_train(app: typer.Typer, console: Console) -> None:
+    @app.command()
+    def train(
+        data: Annotated[Path, typer.Option(help="Folder of cases.")],
+        out: Annotated[Path, typer.Option(help="Folder of the run; the model is in its model/.")],
+        recipe: Annotated[str, typer.Option(help="Name of a recipe.")] = "rsanet",
+        test: Annotated[
+            list[str] | None, typer.Option(help="Patient to keep for testing; may be repeated.")
+        ] = None,
+        minutes: Annotated[float | None, typer.Option(help="Budget in minutes.")] = None,
+        steps: Annotated[int | None, typer.Option(help="Budget in steps.")] = None,
+        setting: Annotated[
+            list[str] | None,
+            typer.Option("--set", help="Setting of the recipe, e.g. width=12; may be repeated."),
+        ] = None,
+        device: Device = "auto",
+        seed: Annotated[int, typer.Option(help="Of weights and patches.")] = 1,
+        workers: Annotated[int, typer.Option(help="Processes that make patches.")] = 1,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")
+        ] = False,
+    ) -> None:
+        """Train a model on a folder of cases, measure it, and write a model folder."""
+        from medsegcore.cli.train import run_train
+
+        run_train(
+            console, recipe, setting or [],
+            {
+                "data": data, "out": out, "test_patients": test or [], "minutes": minutes,
+                "steps": steps, "device": device, "seed": seed, "workers": workers,
+                "resume": resume,
+            },
+        )  # fmt: skip
+
+
+def _add_evaluate(app: typer.Typer, console: Console) -> None:
+    @app.command()
+    def evaluate(
+        model: Annotated[str, typer.Option(help="Id of a model, or the path of its folder.")],
+        data: Annotated[Path, typer.Option(help="Folder of cases with reference masks.")],
+        patient: Annotated[
+            list[str] | None, typer.Option(help="Only this patient; may be repeated.")
+        ] = None,
+        label: Annotated[str, typer.Option(help="Name of the mask files.")] = "lesion",
+        out: Annotated[Path | None, typer.Option(help="A .csv to write.")] = None,
+        device: Device = "auto",
+        mirror: Annotated[
+            bool, typer.Option("--mirror", help="Average over 8 mirrorings: 8 times slower.")
+        ] = False,
+    ) -> None:
+        """Measure a model on cases with reference masks."""
+        from medsegcore.cli.evaluate import run_evaluate
+
+        run_evaluate(console, model, data, patient or [], label, out, device, mirror)
+
+
+def _add_demo(app: typer.Typer, console: Console) -> None:
+    @app.command()
+    def demo(
+        out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("demo_output"),
+    ) -> None:
+        """Run the sample case and write masks, attention, a Slicer scene and a picture."""
+        from medsegcore.cli.demo import run_demo
+
+        run_demo(console, out)
+
+
+def input_files(arguments: list[str]) -> dict[str, str]:
+    """["--flair", "a.nii.gz"] to {"flair": "a.nii.gz"}; also "--flair=a.nii.gz".
+
+    Raises:
+        MissingInputError: something else, or an input given twice.
+    """
+    files: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--"):
+            raise MissingInputError(
+                f"'{option}' does not belong to an input.", "Give inputs as --key FILE."
+            )
+        key, equals, value = option.removeprefix("--").partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise MissingInputError(f"The input '{key}' has no file.", "Give --key FILE.")
+            value = rest.pop(0)
+        if key in files:
+            raise MissingInputError(f"The input '{key}' is given twice.", "Give one file.")
+        files[key] = value
+    return files
+
+
+def file_and_volume(text: str) -> tuple[str, int | None]:
+    """"a.nii.gz@3" to ("a.nii.gz", 3); a file of exactly that name comes first."""
+    found = re.fullmatch(r"(.+)@(\d+)", text)
+    if found is None or Path(text).exists():
+        return text, None
+    return found[1], int(found[2])
+
+
+def thresholds(texts: list[str]) -> dict[str, float]:
+    """["MS lesion=0.4"] to {"MS lesion": 0.4}; SettingError otherwise."""
+    found = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise SettingError(f"'{text}' is no threshold.", "Give it as LABEL=VALUE.")
+    return found
+
+
+def recipe_settings(texts: list[str]) -> dict[str, Any]:
+    """["width=12", "patch=[64,64,64]"] to values, read as JSON or else as text."""
+    import json
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingError(f"'{text}' is no setting.", "Give it as NAME=VALUE.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+        if isinstance(found[name], list):
+            found[name] = tuple(found[name])
+    return found

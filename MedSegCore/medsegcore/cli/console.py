@@ -1,0 +1,93 @@
+"""How the commands speak: a progress bar for people, JSON lines for programs."""
+
+import json
+import sys
+from typing import Any
+
+from medsegcore.errors import MedSegError
+
+
+class Console:
+    """Speaks to a person, or (with `machine`) writes one JSON object per line to stdout.
+
+    Events: {"event": "progress", "stage", "done", "total", "eta_s"}, {"event": "result", ...},
+    {"event": "error", "code", "message", "action"}.
+    """
+
+    def __init__(self, machine: bool = False, debug: bool = False):
+        self.machine = machine
+        self.debug = debug
+        self._bar: Any = None
+        self._task: Any = None
+        self._stage = ""
+
+    def say(self, text: str = "") -> None:
+        """A line for people."""
+        if not self.machine:
+            self.stop()
+            print(text, flush=True)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """A table for people."""
+        if self.machine:
+            return
+        self.stop()
+        from rich.console import Console as RichConsole
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left")
+        for n, column in enumerate(columns):
+            table.add_column(column, justify="left" if n == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        # In a file or a pipe, half a table is worse than a wide one.
+        width = None if sys.stdout.isatty() else 160
+        RichConsole(width=width).print(table)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """A line for programs."""
+        if self.machine:
+            print(json.dumps({"event": name, **fields}), flush=True)
+
+    def progress(self, stage: str, done: float, total: float, eta_s: float | None) -> None:
+        """How far a stage is; `eta_s` is the time left in seconds."""
+        if self.machine:
+            eta = None if eta_s is None else round(eta_s, 1)
+            self.event("progress", stage=stage, done=done, total=total, eta_s=eta)
+            return
+        if self._bar is None:
+            self._start()
+        if stage != self._stage:
+            self._stage = stage
+            self._task = self._bar.add_task(stage, total=total, left="")
+        left = "" if eta_s is None else f"{_minutes(eta_s)} left"
+        self._bar.update(self._task, completed=done, total=total, left=left)
+
+    def _start(self) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(),
+            TextColumn("{task.fields[left]}"), console=RichConsole(stderr=True),
+        )  # fmt: skip
+        self._bar.start()
+
+    def stop(self) -> None:
+        """Take the progress bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar, self._stage = None, ""
+
+    def fail(self, error: MedSegError) -> int:
+        """Report an error; gives the exit code."""
+        self.stop()
+        self.event("error", code=error.code, message=error.message, action=error.action)
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"

@@ -1,0 +1,1 @@
+"""Evaluation: measures, and models against reference masks."""

@@ -1,0 +1,109 @@
+"""Attention of a whole volume, put together from its tiles. No torch here."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medsegcore.imaging import Grid
+from medsegcore.inference.tiling import Tiling, gaussian_line
+
+# Array axis [k, j, i] of a grid in RAS orientation along which a direction's slices are counted.
+AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
+
+
+@dataclass(frozen=True)
+class SpatialAttention:
+    """A map per position.
+
+    Attributes:
+        key, title: as the model declares them.
+        values: float32 [k, j, i] on the reference grid, 0..1.
+        scale: what the network's own value was where `values` is 1 (99.9th percentile).
+    """
+
+    key: str
+    title: str
+    values: np.ndarray
+    scale: float
+
+    kind = "spatial"
+
+
+@dataclass(frozen=True)
+class SliceAttention:
+    """How much each slab of slices gathers from each other one along one axis.
+
+    Attributes:
+        key, title: as the model declares them.
+        axis: "sagittal", "coronal" or "axial".
+        matrix: float32 [L, L]; row l holds the weights with which slab l gathers, its sum is 1.
+            Slabs that never shared a tile have 0.
+        centers_ras: [L, 3] middle of each slab in mm.
+        normal_ras: [3] unit vector along the axis.
+    """
+
+    key: str
+    title: str
+    axis: str
+    matrix: np.ndarray
+    centers_ras: np.ndarray
+    normal_ras: np.ndarray
+
+    kind = "slice"
+
+    def row_at(self, ras: np.ndarray) -> int:
+        """Index of the slab nearest to a point in RAS mm."""
+        offsets = (self.centers_ras - np.asarray(ras)) @ self.normal_ras
+        return int(np.abs(offsets).argmin())
+
+
+class SliceAttentionSum:
+    """Adds up the matrices of the tiles of one slice attention.
+
+    A pair of slabs is the mean over the tiles that saw both, weighted by how near to the tile's
+    middle they lay; then each row is scaled to the sum 1.
+    """
+
+    def __init__(self, axis: str, tiling: Tiling):
+        self.axis = axis
+        self.array_axis = AXES[axis]
+        self.tiling = tiling
+        self.total: np.ndarray | None = None
+        self.weight: np.ndarray | None = None
+        self.slab = 1
+
+    def add(self, start: tuple[int, int, int], matrix: np.ndarray) -> None:
+        """Add the matrix [L, L] of the tile that starts there."""
+        length = matrix.shape[0]
+        self.slab = max(self.tiling.tile[self.array_axis] // length, 1)
+        if self.total is None or self.weight is None:
+            slabs = -(-self.tiling.padded[self.array_axis] // self.slab)
+            self.total = np.zeros((slabs, slabs))
+            self.weight = np.zeros((slabs, slabs))
+        line = gaussian_line(length).astype(np.float64)
+        weight = line[:, None] * line[None, :]
+        first = start[self.array_axis] // self.slab
+        part = (slice(first, first + length),) * 2
+        self.total[part] += weight * matrix
+        self.weight[part] += weight
+
+    def result(self, key: str, title: str, grid: Grid) -> SliceAttention:
+        """The matrix of the whole volume on the model grid `grid` (before padding)."""
+        assert self.total is not None and self.weight is not None
+        # Slabs that lie wholly in the padding show nothing of the patient.
+        count = -(-grid.shape[self.array_axis] // self.slab)
+        matrix = np.divide(
+            self.total, self.weight, out=np.zeros_like(self.total), where=self.weight > 0
+        )[:count, :count]
+        matrix /= np.maximum(matrix.sum(axis=1, keepdims=True), 1e-12)
+        ijk = np.tile((np.array(grid.shape[::-1]) - 1) / 2, (count, 1))
+        column = 2 - self.array_axis
+        ijk[:, column] = (np.arange(count) + 0.5) * self.slab - 0.5
+        return SliceAttention(
+            key=key,
+            title=title,
+            axis=self.axis,
+            matrix=matrix.astype(np.float32),
+            centers_ras=grid.to_ras(ijk),
+            normal_ras=grid.direction[:, column],
+        )

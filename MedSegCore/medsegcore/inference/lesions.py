@@ -1,0 +1,125 @@
+"""Lesions of a labelmap: connected components and what a reader wants to know of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medsegcore.imaging import Grid
+from medsegcore.models.schema import Label
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One connected component (26-neighbourhood) of one label.
+
+    Attributes:
+        number: from 1, by falling volume.
+        label: name of the label.
+        volume_ml: in ml.
+        longest_diameter_mm: largest distance between two points of its voxels, corners counted.
+        mean_probability, max_probability: of its voxels, 0..1.
+        center_ras: centre of mass of its voxels in mm.
+        inputs: mean of each input image inside, in the image's own units.
+    """
+
+    number: int
+    label: str
+    volume_ml: float
+    longest_diameter_mm: float
+    mean_probability: float
+    max_probability: float
+    center_ras: tuple[float, float, float]
+    inputs: dict[str, float]
+
+
+def label_voxels(
+    labels: Sequence[Label],
+    probabilities: Mapping[str, np.ndarray],
+    thresholds: Mapping[str, float],
+) -> np.ndarray:
+    """uint8 [k, j, i]: the label of the highest probability among those at their threshold."""
+    shape = next(iter(probabilities.values())).shape
+    best = np.zeros(shape, np.float32)
+    labelmap = np.zeros(shape, np.uint8)
+    for label in labels:
+        probability = probabilities[label.name]
+        wins = (probability >= thresholds[label.name]) & (probability > best)
+        labelmap[wins] = label.value
+        best[wins] = probability[wins]
+    return labelmap
+
+
+def find_lesions(
+    labelmap: np.ndarray,
+    grid: Grid,
+    labels: Sequence[Label],
+    probabilities: Mapping[str, np.ndarray],
+    inputs: Mapping[str, np.ndarray],
+    min_lesion_ml: float = 0.0,
+) -> tuple[np.ndarray, list[Lesion]]:
+    """The labelmap without components smaller than `min_lesion_ml`, and those that stay.
+
+    Args:
+        labelmap: uint8 [k, j, i] on `grid`.
+        probabilities: float32 [k, j, i] by label name, 0..1.
+        inputs: float32 [k, j, i] on the same grid by input key.
+        min_lesion_ml: in ml.
+    """
+    from scipy import ndimage
+
+    kept = labelmap.copy()
+    found: list[Lesion] = []
+    for label in labels:
+        components, _ = ndimage.label(labelmap == label.value, structure=np.ones((3, 3, 3)))
+        for number, box in enumerate(ndimage.find_objects(components), start=1):
+            mask = components[box] == number
+            volume = float(mask.sum()) * grid.voxel_volume_ml
+            if volume < min_lesion_ml:
+                kept[box][mask] = 0
+                continue
+            inside = probabilities[label.name][box][mask]
+            kji = np.argwhere(mask) + [s.start for s in box]
+            center = grid.to_ras(kji[:, ::-1].mean(axis=0))
+            found.append(
+                Lesion(
+                    number=0,
+                    label=label.name,
+                    volume_ml=volume,
+                    longest_diameter_mm=longest_diameter_mm(mask, grid),
+                    mean_probability=float(inside.mean()),
+                    max_probability=float(inside.max()),
+                    center_ras=(float(center[0]), float(center[1]), float(center[2])),
+                    inputs={key: float(array[box][mask].mean()) for key, array in inputs.items()},
+                )
+            )
+    found.sort(key=lambda lesion: -lesion.volume_ml)
+    numbered = [
+        Lesion(**{**vars(lesion), "number": number}) for number, lesion in enumerate(found, 1)
+    ]
+    return kept, numbered
+
+
+def longest_diameter_mm(mask: np.ndarray, grid: Grid) -> float:
+    """Largest distance in mm between two points of the voxels of `mask`, their corners counted.
+
+    A single voxel has its space diagonal.
+    """
+    from scipy.spatial import ConvexHull
+    from scipy.spatial.distance import pdist
+
+    # Only the ends of each row of voxels can lie farthest out.
+    rows = np.argwhere(mask.any(axis=2))
+    lines = mask[rows[:, 0], rows[:, 1]]
+    first = lines.argmax(axis=1)
+    last = mask.shape[2] - 1 - lines[:, ::-1].argmax(axis=1)
+    ends = np.concatenate(
+        [np.column_stack([first - 0.5, rows[:, ::-1]]), np.column_stack([last + 0.5, rows[:, ::-1]])]
+    )
+    corners = np.concatenate(
+        [ends + (0, dj, dk) for dj in (-0.5, 0.5) for dk in (-0.5, 0.5)]
+    )
+    points = np.unique(corners, axis=0) @ grid.affine[:3, :3].T
+    if len(points) > 64:
+        points = points[ConvexHull(points).vertices]
+    return float(pdist(points).max())

@@ -1,0 +1,332 @@
+"""The one way from images through a model to a result."""
+
+import itertools
+import platform
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import medsegcore
+from medsegcore.errors import CancelledError, ModelSchemaError, OutOfMemoryError, SettingError
+from medsegcore.imaging import Grid, Image, resample
+from medsegcore.inference.attention import SliceAttention, SliceAttentionSum, SpatialAttention
+from medsegcore.inference.devices import choose_device, choose_precision
+from medsegcore.inference.lesions import find_lesions, label_voxels
+from medsegcore.inference.preprocess import Prepared, check_keys, prepare
+from medsegcore.inference.result import Result, check_thresholds
+from medsegcore.inference.tiling import Tiling, gaussian_weights, plan_tiles, smaller_tile
+from medsegcore.models import ModelFolder, ModelStore
+
+Progress = Callable[[str, int, int, float | None], None]
+STAGES = ("prepare", "segment", "restore", "measure")
+
+
+class Predictor:
+    """A model that is ready to segment; keep it to segment again without loading.
+
+    Args:
+        model_folder: a `ModelFolder`, its path, or the id of a model that the store knows.
+        device: "auto", "cpu", "mps", "cuda" or "cuda:N".
+        precision: of the convolutions: "auto", "fp32", "bf16" or "fp16".
+
+    Raises:
+        ModelError: the model is not there or not sound.
+        DeviceError: the device or the precision cannot be had.
+    """
+
+    def __init__(
+        self,
+        model_folder: str | Path | ModelFolder,
+        device: str = "auto",
+        precision: str = "auto",
+    ):
+        if not isinstance(model_folder, ModelFolder):
+            model_folder = ModelStore().find(model_folder)
+        self.folder = model_folder
+        self.description = model_folder.description
+        self.device = choose_device(device)
+        self.dtype = choose_precision(precision, self.device)
+        network = model_folder.load_network()
+        # 3D convolutions run twice as fast so on CPUs.
+        if self.description.grid.dimensionality == "3D" and self.device.type != "mps":
+            network = network.to(memory_format=torch.channels_last_3d)
+        self.network = network.to(self.device)
+
+    def predict(
+        self,
+        images: Mapping[str, Image],
+        *,
+        mirror: bool = False,
+        attention: bool = True,
+        thresholds: Mapping[str, float] | None = None,
+        min_lesion_ml: float = 0.0,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Result:
+        """Segment one case.
+
+        Args:
+            images: Image by input key of the model.
+            mirror: average over the eight mirrorings of each tile (eight times the time).
+            attention: also give the network's attention maps.
+            thresholds: by label name, 0..1; the model's own where none is given.
+            min_lesion_ml: smaller connected components are dropped.
+            progress: called with (stage, done, total, seconds left or None); stages: "prepare",
+                "segment", "restore", "measure".
+            cancelled: asked between tiles.
+
+        Raises:
+            InputError: see `prepare`; SettingError for a threshold or volume out of range.
+            CancelledError: `cancelled` said so.
+            OutOfMemoryError: even small tiles do not fit.
+        """
+        cut = check_thresholds(self.description.labels, thresholds or {})
+        if not min_lesion_ml >= 0:
+            raise SettingError(
+                f"The smallest lesion volume is {min_lesion_ml} ml.", "Give 0 ml or more."
+            )
+        check_keys(self.description, images)
+        clock = _Clock(progress, cancelled)
+        clock.begin("prepare", 1)
+        prepared = prepare(self.description, images)
+        clock.step()
+        probabilities, spatial, slices = self._tiles(prepared, mirror, attention, clock)
+        clock.begin("restore", len(self.description.labels) + len(spatial))
+        restored = self._restore(probabilities, prepared, clock)
+        maps = self._attention(spatial, slices, prepared, clock)
+        clock.begin("measure", 1)
+        inputs = {
+            key: resample(image, prepared.reference).array for key, image in prepared.raw.items()
+        }
+        labelmap, lesions = find_lesions(
+            label_voxels(self.description.labels, restored, cut),
+            prepared.reference, self.description.labels, restored, inputs, min_lesion_ml,
+        )  # fmt: skip
+        clock.step()
+        clock.end()
+        return Result(
+            grid=prepared.reference,
+            labels=list(self.description.labels),
+            probabilities=restored,
+            labelmap=labelmap,
+            attention=maps,
+            lesions=lesions,
+            settings={
+                "thresholds": cut, "min_lesion_ml": min_lesion_ml, "mirror": mirror,
+                "device": str(self.device), "precision": str(self.dtype).removeprefix("torch."),
+            },
+            provenance=self._provenance(prepared),
+            timings=clock.seconds,
+        )  # fmt: skip
+
+    def _tiles(
+        self, prepared: Prepared, mirror: bool, attention: bool, clock: "_Clock"
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, SliceAttentionSum]]:
+        """Run all tiles, with smaller ones when memory runs out."""
+        tile: tuple[int, int, int] | None = self.description.grid.tile
+        while tile is not None:
+            try:
+                return self._run(prepared, tile, mirror, attention, clock)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                tile = smaller_tile(tile, self.description.grid.multiple)
+        raise OutOfMemoryError(
+            f"The memory of the device '{self.device}' does not hold even a small tile.",
+            "Close other programs or use the device cpu.",
+        )
+
+    @torch.inference_mode()
+    def _run(
+        self,
+        prepared: Prepared,
+        tile: tuple[int, int, int],
+        mirror: bool,
+        attention: bool,
+        clock: "_Clock",
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, SliceAttentionSum]]:
+        """Class probabilities [class, k, j, i] on the model grid, and the attention's sums."""
+        shape = prepared.tensor.shape[1:]
+        tiling = plan_tiles(shape, self.description.grid, tile)
+        missing = [n - s for n, s in zip(tiling.padded, shape, strict=True)]
+        volume = np.pad(prepared.tensor, [(0, 0), *((0, n) for n in missing)])
+        specs = {spec.key: spec for spec in self.description.attention} if attention else {}
+        slices = {
+            key: SliceAttentionSum(spec.axis, tiling) for key, spec in specs.items() if spec.axis
+        }
+        spatial = {
+            key: np.zeros(tiling.padded, np.float32)
+            for key, spec in specs.items()
+            if spec.kind == "spatial"
+        }
+        weights = gaussian_weights(tiling.tile)
+        weight_sum = np.zeros(tiling.padded, np.float32)
+        total: np.ndarray | None = None
+        flips = _mirrorings() if mirror else [()]
+        clock.begin("segment", len(tiling.starts) * len(flips))
+        for start, box in zip(tiling.starts, tiling.boxes(), strict=True):
+            answer, maps = self._one_tile(volume[(slice(None), *box)], flips, bool(specs), clock)
+            if total is None:
+                total = np.zeros((answer.shape[0], *tiling.padded), np.float32)
+            total[(slice(None), *box)] += answer * weights
+            weight_sum[box] += weights
+            for key, summed in slices.items():
+                summed.add(start, maps[key][0].float().cpu().numpy())
+            for key, volume_sum in spatial.items():
+                values = F.interpolate(
+                    maps[key].float(), size=tiling.tile, mode="trilinear", align_corners=False
+                )
+                volume_sum[box] += values[0, 0].cpu().numpy() * weights
+        assert total is not None
+        inner = tuple(slice(0, n) for n in shape)
+        total /= weight_sum
+        return (
+            total[(slice(None), *inner)],
+            {key: (values / weight_sum)[inner] for key, values in spatial.items()},
+            slices,
+        )
+
+    def _one_tile(
+        self, tile: np.ndarray, flips: list[tuple[int, ...]], attention: bool, clock: "_Clock"
+    ) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """Probabilities [class, k, j, i] of a tile, and the attention of its plain view."""
+        x = torch.from_numpy(np.ascontiguousarray(tile))[None].to(self.device)
+        if self.device.type != "mps":
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        mean: Tensor | None = None
+        maps: dict[str, Tensor] = {}
+        for axes in flips:
+            clock.check()
+            with torch.autocast(
+                self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+            ):
+                # The mirrored views attend to mirrored places: only the plain one is shown.
+                if attention and not axes:
+                    logits, maps = self.network(x, with_attention=True)
+                else:
+                    logits = self.network(x.flip(axes) if axes else x)
+            probability = torch.softmax(logits.float(), dim=1)
+            probability = probability.flip(axes) if axes else probability
+            mean = probability if mean is None else mean + probability
+            clock.step()
+        assert mean is not None
+        highest = max(label.value for label in self.description.labels)
+        if mean.shape[1] <= highest:
+            raise ModelSchemaError(
+                f"The network gives {mean.shape[1]} classes but a label has the value {highest}.",
+                "Labels count from 1 and the background is class 0.",
+            )
+        return (mean[0] / len(flips)).cpu().numpy(), maps
+
+    def _restore(
+        self, probabilities: np.ndarray, prepared: Prepared, clock: "_Clock"
+    ) -> dict[str, np.ndarray]:
+        restored = {}
+        for label in self.description.labels:
+            on_grid = Image(probabilities[label.value], prepared.grid.affine)
+            array = resample(on_grid, prepared.reference).array
+            restored[label.name] = np.clip(array, 0, 1)
+            clock.step()
+        return restored
+
+    def _attention(
+        self,
+        spatial: dict[str, np.ndarray],
+        slices: dict[str, SliceAttentionSum],
+        prepared: Prepared,
+        clock: "_Clock",
+    ) -> list[SpatialAttention | SliceAttention]:
+        maps: list[SpatialAttention | SliceAttention] = []
+        # Padding and air are nothing that the network looked at.
+        inside = (prepared.tensor != 0).any(axis=0)
+        for spec in self.description.attention:
+            if spec.key in slices:
+                maps.append(slices[spec.key].result(spec.key, spec.title, prepared.grid))
+            elif spec.key in spatial:
+                values = np.where(inside, spatial[spec.key], 0)
+                scale = float(np.percentile(values[inside], 99.9)) or 1.0
+                scaled = Image(np.clip(values / scale, 0, 1), prepared.grid.affine)
+                array = resample(scaled, prepared.reference).array
+                maps.append(SpatialAttention(spec.key, spec.title, array, scale))
+                clock.step()
+        return maps
+
+    def _provenance(self, prepared: Prepared) -> dict[str, Any]:
+        d = self.description
+        return {
+            "model": {"id": d.id, "version": d.version, "sha256": d.weights.sha256},
+            "inputs": {
+                key: {"size_ijk": list(image.shape[::-1]), "spacing_mm": _rounded(image.grid)}
+                for key, image in prepared.raw.items()
+            },
+            "missing_inputs": [key for key, there in prepared.present.items() if not there],
+            "software": {
+                "medsegcore": medsegcore.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+
+class _Clock:
+    """Progress, cancelling and the seconds of each stage."""
+
+    def __init__(self, progress: Progress | None, cancelled: Callable[[], bool] | None):
+        self.progress, self.cancelled = progress, cancelled
+        self.seconds: dict[str, float] = {}
+        self.stage = ""
+        self.done = self.total = 0
+        self.started = 0.0
+
+    def begin(self, stage: str, total: int) -> None:
+        self.end()
+        self.stage, self.done, self.total, self.started = stage, 0, total, time.monotonic()
+        self.check()
+        self._report()
+
+    def step(self) -> None:
+        self.done += 1
+        self._report()
+
+    def check(self) -> None:
+        if self.cancelled is not None and self.cancelled():
+            raise CancelledError("The run was cancelled.")
+
+    def end(self) -> None:
+        if self.stage:
+            spent = time.monotonic() - self.started
+            self.seconds[self.stage] = round(self.seconds.get(self.stage, 0.0) + spent, 3)
+
+    def _report(self) -> None:
+        if self.progress is None:
+            return
+        spent = time.monotonic() - self.started
+        left = spent / self.done * (self.total - self.done) if self.done else None
+        self.progress(self.stage, self.done, self.total, left)
+
+
+def _mirrorings() -> list[tuple[int, ...]]:
+    """The axes of [B, C, k, j, i] to flip: none, each, each pair, all."""
+    axes = (2, 3, 4)
+    return [pick for n in range(4) for pick in itertools.combinations(axes, n)]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _rounded(grid: Grid) -> list[float]:
+    return [round(s, 4) for s in grid.spacing]

@@ -1,0 +1,74 @@
+"""The figures of a finished training, written into its model folder."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from medsegcore.errors import RunError
+from medsegcore.evaluation.evaluate import card_metrics, evaluate_model
+from medsegcore.inference.predictor import Predictor
+from medsegcore.models import ModelFolder, Timing
+from medsegcore.training.cases import Case
+from medsegcore.training.trainer import TrainingRun, device_name
+
+
+def measure(
+    run: TrainingRun,
+    device: str = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ModelFolder:
+    """Evaluate on the test and on the training cases; fill in figures, memory and timings."""
+    predictor = Predictor(run.folder, device)
+    baseline = run.folder.description.reference
+    metrics = []
+    for cases, how in (
+        (run.test, "never trained on"),
+        (run.training, "trained on: says how well the model fits, not how well it works"),
+    ):
+        if cases:
+            rows = evaluate_model(predictor, _named(cases), baseline, progress=progress)
+            metrics += card_metrics(rows, how)
+    case = (run.test or run.training)[0]
+    megabytes, seconds = _cost(run.folder, case, device)
+    where = device_name(str(predictor.device))
+    description = run.folder.description.model_copy(
+        update={
+            "metrics": metrics,
+            "memory_mb": megabytes,
+            "timings": [Timing(what="one case with start-up", device=where, seconds=seconds)],
+        }
+    )
+    return run.folder.with_description(description)
+
+
+def _named(cases: list[Case]) -> list[tuple[str, dict[str, Path], Path]]:
+    return [(case.id, case.images, case.label) for case in cases]
+
+
+def _cost(folder: ModelFolder, case: Case, device: str) -> tuple[int, float]:
+    """Peak memory in MB and seconds of one `medseg predict` in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="medseg-cost-") as out:
+        command = [sys.executable, "-m", "medsegcore", "predict", "--model", str(folder.path)]
+        for key, path in case.images.items():
+            command += [f"--{key}", str(path)]
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [*command, "--out", out, "--device", device, "--json"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        peak = 0
+        while process.poll() is None:
+            try:
+                peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+            except psutil.Error:
+                break
+            time.sleep(0.05)
+        _, complaint = process.communicate()
+        if process.returncode != 0:
+            raise RunError(f"The trained model does not run: {complaint.strip()}")
+    return round(peak / 1e6), round(time.monotonic() - started, 1)
