@@ -1,0 +1,276 @@
+"""A Result into a scene: one subject-hierarchy folder per run, with everything that belongs to it."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import slicer
+import vtk
+from medsegcore.imaging import Image
+from medsegcore.inference import Result, SpatialAttention
+from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
+
+from .Colors import CLEAR_BELOW, labelColorNode, overlayColorNode
+from .SceneConversion import localAffine, orientedImage, parentToWorld, volumeNodeFromImage
+
+# Attributes by which the nodes of a run are found again, also after the scene was saved.
+RUN = "MedSeg.Run"
+ROLE = "MedSeg.Role"
+KEY = "MedSeg.Key"
+CHECKSUM = "MedSeg.Sha256"
+
+
+@dataclass
+class ResultNodes:
+    """The nodes of one run.
+
+    Attributes:
+        folder: item of the subject hierarchy.
+        segmentation: what the user edits.
+        answer: labelmap volume with the model's own answer; editors leave it alone.
+        probabilities: volume node by label name.
+        attention: volume node (spatial) or table node (slice) by key.
+        lesions: table node.
+        provenance: text node with JSON.
+    """
+
+    folder: int
+    segmentation: object = None
+    answer: object = None
+    probabilities: dict = field(default_factory=dict)
+    attention: dict = field(default_factory=dict)
+    lesions: object = None
+    provenance: object = None
+
+    def all(self) -> list:
+        """Every node."""
+        single = [self.segmentation, self.answer, self.lesions, self.provenance]
+        return [*single, *self.probabilities.values(), *self.attention.values()]
+
+
+def addResultToScene(result: Result, scene, referenceNode, title: str) -> ResultNodes:
+    """Put a result beside the volume that it belongs to. Nothing that is there is changed.
+
+    Args:
+        result: on the grid of `referenceNode` in the world.
+        scene: MRML scene.
+        referenceNode: volume node that defines the geometry; its (linear) parent transform
+            becomes that of the new nodes, so that both move together.
+        title: e.g. the model's title; a number is added when the scene has one of that name.
+    """
+    builder = _Builder(result, scene, referenceNode, title)
+    scene.StartState(slicer.vtkMRMLScene.BatchProcessState)
+    try:
+        nodes = builder.build()
+    except BaseException:
+        builder.undo()
+        raise
+    finally:
+        scene.EndState(slicer.vtkMRMLScene.BatchProcessState)
+    return nodes
+
+
+class _Builder:
+    def __init__(self, result: Result, scene, referenceNode, title: str) -> None:
+        self.result, self.scene, self.reference = result, scene, referenceNode
+        self.hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+        self.title = self._freeTitle(title)
+        self.made: list = []
+        self.folder = 0
+        # Nodes under a transform hold local coordinates; the result is in the world's.
+        transform = referenceNode.GetParentTransformNode()
+        linear = transform is not None and transform.IsTransformToWorldLinear()
+        self.transformId = transform.GetID() if linear else None
+        toLocal = np.linalg.inv(parentToWorld(referenceNode)) if linear else np.eye(4)
+        self.affine = toLocal @ result.grid.affine
+        # Up to rounding it is the reference's own: take that, to the last bit.
+        own = localAffine(referenceNode)
+        if np.allclose(self.affine, own, atol=1e-4):
+            self.affine = own
+
+    def build(self) -> ResultNodes:
+        nodes = ResultNodes(self._makeFolder())
+        nodes.segmentation = self._segmentation()
+        nodes.answer = self._answer()
+        colors = overlayColorNode(self.scene)
+        for label in self.result.labels:
+            array = self.result.probabilities[label.name]
+            nodes.probabilities[label.name] = self._overlay(
+                array, f"Probability of {label.name}", colors, "probability", label.name
+            )
+        for attention in self.result.attention:
+            if isinstance(attention, SpatialAttention):
+                node = self._overlay(
+                    attention.values, attention.title, colors, "attention", attention.key
+                )
+            else:
+                node = self._sliceTable(attention)
+            nodes.attention[attention.key] = node
+        nodes.lesions = self._lesionTable()
+        nodes.provenance = self._provenance()
+        return nodes
+
+    def undo(self) -> None:
+        for node in self.made:
+            self.scene.RemoveNode(node)
+        if self.folder:
+            self.hierarchy.RemoveItem(self.folder)
+
+    def _freeTitle(self, title: str) -> str:
+        names, number = set(), 2
+        items = vtk.vtkIdList()
+        self.hierarchy.GetItemChildren(self.hierarchy.GetSceneItemID(), items, True)
+        for n in range(items.GetNumberOfIds()):
+            names.add(self.hierarchy.GetItemName(items.GetId(n)))
+        free = title
+        while free in names:
+            free, number = f"{title} ({number})", number + 1
+        return free
+
+    def _makeFolder(self) -> int:
+        # Beside the reference, so that a patient's study keeps together.
+        item = self.hierarchy.GetItemByDataNode(self.reference)
+        parent = self.hierarchy.GetItemParent(item) if item else self.hierarchy.GetSceneItemID()
+        self.folder = self.hierarchy.CreateFolderItem(parent, self.title)
+        self.hierarchy.SetItemAttribute(self.folder, RUN, self.title)
+        return self.folder
+
+    def _adopt(self, node, role: str, key: str = "") -> None:
+        """Into the folder, under the reference's transform, marked as part of this run."""
+        self.made.append(node)
+        node.SetAttribute(RUN, self.title)
+        node.SetAttribute(ROLE, role)
+        node.SetAttribute(KEY, key)
+        if node.IsA("vtkMRMLTransformableNode") and self.transformId:
+            node.SetAndObserveTransformNodeID(self.transformId)
+        item = self.hierarchy.GetItemByDataNode(node)
+        if not item:
+            item = self.hierarchy.CreateItem(self.folder, node)
+        self.hierarchy.SetItemParent(item, self.folder)
+
+    def _image(self, array: np.ndarray) -> Image:
+        return Image(array, self.affine)
+
+    def _segmentation(self):
+        node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.title)
+        self._adopt(node, "segmentation")
+        node.CreateDefaultDisplayNodes()
+        node.SetReferenceImageGeometryParameterFromVolumeNode(self.reference)
+        segmentation = node.GetSegmentation()
+        binary = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+        segmentation.SetSourceRepresentationName(binary)
+        for label in self.result.labels:
+            mask = (self.result.labelmap == label.value).astype(np.uint8)
+            segmentId = f"Segment_{label.value}"
+            node.AddSegmentFromBinaryLabelmapRepresentation(
+                orientedImage(self._image(mask)), label.name,
+                [channel / 255 for channel in label.color], segmentId,
+            )  # fmt: skip
+            segment = segmentation.GetSegment(segmentId)
+            entry = terminology_entry(label)
+            if entry:
+                segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
+        display = node.GetDisplayNode()
+        display.SetOpacity2DFill(0.25)
+        display.SetOpacity2DOutline(1.0)
+        display.SetSliceIntersectionThickness(2)
+        return node
+
+    def _answer(self):
+        node = volumeNodeFromImage(
+            self._image(self.result.labelmap), f"{self.title}: model's answer (read only)",
+            self.scene, "vtkMRMLLabelMapVolumeNode",
+        )  # fmt: skip
+        self._adopt(node, "answer")
+        node.GetDisplayNode().SetAndObserveColorNodeID(
+            labelColorNode(self.scene, self.result.labels, self.title).GetID()
+        )
+        node.SetAttribute(CHECKSUM, checksum(self.result.labelmap))
+        # Modules that write into volumes offer selectable ones only.
+        node.SetSelectable(0)
+        return node
+
+    def _overlay(self, array: np.ndarray, name: str, colors, role: str, key: str):
+        """A 0..1 volume that is clear where it is nearly 0."""
+        node = volumeNodeFromImage(
+            self._image(array.astype(np.float32)), f"{self.title}: {name}", self.scene
+        )
+        self._adopt(node, role, key)
+        display = node.GetDisplayNode()
+        display.SetAndObserveColorNodeID(colors.GetID())
+        display.SetAutoWindowLevel(0)
+        display.SetWindowLevelMinMax(0.0, 1.0)
+        display.SetAutoThreshold(0)
+        display.SetThreshold(CLEAR_BELOW, 1.0)
+        display.SetApplyThreshold(1)
+        return node
+
+    def _sliceTable(self, attention):
+        """Row l of the table: where slab l lies (mm along the axis) and its weights."""
+        node = self.scene.AddNewNodeByClass("vtkMRMLTableNode", f"{self.title}: {attention.title}")
+        self._adopt(node, "attention", attention.key)
+        node.SetAttribute("MedSeg.Axis", attention.axis)
+        for name, values in (
+            ("center_r_mm", attention.centers_ras[:, 0]),
+            ("center_a_mm", attention.centers_ras[:, 1]),
+            ("center_s_mm", attention.centers_ras[:, 2]),
+            *((f"weight_{n}", column) for n, column in enumerate(attention.matrix.T)),
+        ):
+            _addColumn(node, vtk.vtkDoubleArray(), name, [float(v) for v in values])
+        return node
+
+    def _lesionTable(self):
+        node = self.scene.AddNewNodeByClass("vtkMRMLTableNode", f"{self.title}: lesions")
+        self._adopt(node, "lesions")
+        lesions = self.result.lesions
+        keys = list(lesions[0].inputs) if lesions else []
+        rows = [lesion_row(lesion, keys) for lesion in lesions]
+        for n, name in enumerate(lesion_columns(keys)):
+            values = [row[n] for row in rows]
+            if name == "label":
+                _addColumn(node, vtk.vtkStringArray(), name, values)
+            elif name == "number":
+                _addColumn(node, vtk.vtkIntArray(), name, [int(v) for v in values])
+            else:
+                _addColumn(node, vtk.vtkDoubleArray(), name, [float(v) for v in values])
+        return node
+
+    def _provenance(self):
+        node = self.scene.AddNewNodeByClass("vtkMRMLTextNode", f"{self.title}: provenance")
+        self._adopt(node, "provenance")
+        node.SetEncoding(vtk.VTK_ENCODING_UTF_8)
+        node.SetText(
+            json.dumps(
+                {
+                    **self.result.provenance,
+                    "settings": self.result.settings,
+                    "timings_s": self.result.timings,
+                },
+                indent=2,
+            )
+        )
+        return node
+
+
+def _addColumn(node, array, name: str, values: list) -> None:
+    array.SetName(name)
+    for value in values:
+        array.InsertNextValue(value)
+    node.AddColumn(array)
+
+
+def checksum(labelmap: np.ndarray) -> str:
+    """SHA-256 of the voxels, by which a change of the model's answer would be seen."""
+    return hashlib.sha256(np.ascontiguousarray(labelmap, dtype=np.uint8).tobytes()).hexdigest()
+
+
+def findRuns(scene) -> dict[str, dict[str, list]]:
+    """The nodes of each run in the scene: {run: {role: [nodes]}}."""
+    runs: dict[str, dict[str, list]] = {}
+    for n in range(scene.GetNumberOfNodes()):
+        node = scene.GetNthNode(n)
+        run, role = node.GetAttribute(RUN), node.GetAttribute(ROLE)
+        if run and role:
+            runs.setdefault(run, {}).setdefault(role, []).append(node)
+    return runs

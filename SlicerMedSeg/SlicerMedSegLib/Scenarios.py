@@ -1,0 +1,104 @@
+"""What has to hold of the module, in the application and on slicer-core alike.
+
+Each scenario gets a logic with `segment`, starts with an empty `slicer.mrmlScene` and raises when
+something does not hold.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import slicer
+from medsegcore.errors import MissingInputError
+from medsegcore.imaging import read_image
+
+from .ResultToScene import CHECKSUM, checksum, findRuns
+from .SceneConversion import volumeNodeFromImage
+
+MODEL = "ms-lesion-rsanet"
+SAMPLE = Path(__file__).resolve().parents[2] / "Testing" / "data" / "ms_sample"
+OPTIONS = ["--device", "cpu"]
+
+
+def loadSample() -> dict:
+    """The sample case as volume nodes by input key."""
+    return {
+        key: volumeNodeFromImage(
+            read_image(SAMPLE / f"{key}.nii.gz"), key.upper(), slicer.mrmlScene
+        )
+        for key in ("t1", "t2", "flair")
+    }
+
+
+def segmentsTheSampleCase(logic) -> None:
+    """A case is segmented and everything that belongs to the result is in one folder."""
+    volumes = loadSample()
+    stages = []
+    nodes = logic.segment(
+        MODEL, volumes, OPTIONS, progress=lambda stage, *rest: stages.append(stage)
+    )
+    runs = findRuns(slicer.mrmlScene)
+    assert len(runs) == 1, f"one run is expected, there are {len(runs)}"
+    roles = next(iter(runs.values()))
+    assert set(roles) == {
+        "segmentation", "answer", "probability", "attention", "lesions", "provenance"
+    }, f"roles: {sorted(roles)}"  # fmt: skip
+    answer = slicer.util.arrayFromVolume(nodes.answer)
+    reference = read_image(SAMPLE / "lesion.nii.gz").array > 0
+    dice = 2 * ((answer > 0) & reference).sum() / ((answer > 0).sum() + reference.sum())
+    assert dice > 0.6, f"Dice {dice:.2f}"
+    assert nodes.answer.GetAttribute(CHECKSUM) == checksum(answer)
+    assert nodes.segmentation.GetSegmentation().GetNumberOfSegments() == 1
+    assert json.loads(nodes.provenance.GetText())["model"]["id"] == MODEL
+    assert {"prepare", "segment", "restore", "measure"} <= set(stages)
+
+
+def aSecondRunLeavesEditsAlone(logic) -> None:
+    """A second run adds its own folder; what the user edited of the first one stays."""
+    volumes = loadSample()
+    first = logic.segment(MODEL, volumes, OPTIONS)
+    segmentId = first.segmentation.GetSegmentation().GetNthSegmentID(0)
+    first.segmentation.GetSegmentation().RemoveSegment(segmentId)
+    second = logic.segment(MODEL, volumes, OPTIONS)
+    assert first.segmentation.GetSegmentation().GetNumberOfSegments() == 0
+    assert second.segmentation.GetSegmentation().GetNumberOfSegments() == 1
+    assert len(findRuns(slicer.mrmlScene)) == 2
+
+
+def aMissingInputChangesNothing(logic) -> None:
+    """Without a required volume there is one plain sentence and an untouched scene."""
+    volumes = loadSample()
+    del volumes["t1"]
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    try:
+        logic.segment(MODEL, volumes, OPTIONS)
+    except MissingInputError as error:
+        assert "t1" in str(error), str(error)
+    else:
+        raise AssertionError("a missing input was accepted")
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+
+
+def aMovedPatientGetsAMovedAnswer(logic) -> None:
+    """Volumes under a transform are segmented where they stand, and the answer goes with them."""
+    volumes = loadSample()
+    plain = logic.segment(MODEL, volumes, OPTIONS)
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "moved")
+    matrix = np.eye(4)
+    matrix[:3, 3] = (20.0, -15.0, 7.0)
+    transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    for node in volumes.values():
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    moved = logic.segment(MODEL, volumes, OPTIONS)
+    assert moved.answer.GetTransformNodeID() == transform.GetID()
+    assert np.array_equal(
+        slicer.util.arrayFromVolume(plain.answer), slicer.util.arrayFromVolume(moved.answer)
+    )
+
+
+SCENARIOS = (
+    segmentsTheSampleCase,
+    aSecondRunLeavesEditsAlone,
+    aMissingInputChangesNothing,
+    aMovedPatientGetsAMovedAnswer,
+)

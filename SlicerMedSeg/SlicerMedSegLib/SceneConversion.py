@@ -1,0 +1,110 @@
+"""Volume nodes to Images and back; where a node stands in the world is what counts."""
+
+import numpy as np
+import slicer
+import vtk
+from medsegcore.errors import ColorImageError, EmptyImageError, GeometryError
+from medsegcore.imaging import Image
+from vtk.util.numpy_support import numpy_to_vtk
+
+
+def imageFromVolumeNode(node) -> Image:
+    """A scalar volume node as an Image in the world's RAS, its parent transforms applied.
+
+    A linear transform moves the affine and leaves the voxels; any other one resamples a copy of
+    the node.
+
+    Raises:
+        ColorImageError: a vector or color volume.
+        EmptyImageError: no node, or one without voxels.
+        GeometryError: a transform that shears or flattens the axes.
+    """
+    if node is None or node.GetImageData() is None:
+        raise EmptyImageError(
+            "The volume has no voxels." if node else "No volume is chosen.", "Choose a volume."
+        )
+    if node.GetImageData().GetNumberOfScalarComponents() != 1:
+        count = node.GetImageData().GetNumberOfScalarComponents()
+        raise ColorImageError(
+            f"The volume has {count} values per voxel (RGB or vectors).",
+            "A gray-scale volume is needed.",
+        )
+    transform = node.GetParentTransformNode()
+    if transform is not None and not transform.IsTransformToWorldLinear():
+        return _hardenedCopy(node)
+    # Read by copy: what runs later must not see the user's edits half way.
+    array = slicer.util.arrayFromVolume(node).copy()
+    image = Image(array, parentToWorld(node) @ localAffine(node), "volume")
+    image.grid.check("The volume under its transform")
+    return image
+
+
+def localAffine(node) -> np.ndarray:
+    """4x4 IJK to RAS of the node itself, without its parent transforms."""
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def parentToWorld(node) -> np.ndarray:
+    """4x4 of the node's linear parent transforms; the identity when there are none.
+
+    Raises:
+        GeometryError: they are not linear.
+    """
+    transform = node.GetParentTransformNode()
+    if transform is None:
+        return np.eye(4)
+    if not transform.IsTransformToWorldLinear():
+        raise GeometryError("The volume is under a transform that is not linear.", "Harden it.")
+    matrix = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformToWorld(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def _hardenedCopy(node) -> Image:
+    scene = node.GetScene()
+    copy = slicer.vtkMRMLScalarVolumeNode()
+    copy.Copy(node)
+    copy.SetHideFromEditors(1)
+    scene.AddNode(copy)
+    try:
+        copy.SetAndObserveTransformNodeID(node.GetTransformNodeID())
+        copy.HardenTransform()
+        image = Image(slicer.util.arrayFromVolume(copy).copy(), localAffine(copy), "volume")
+    finally:
+        scene.RemoveNode(copy)
+    image.grid.check("The volume under its transform")
+    return image
+
+
+def volumeNodeFromImage(image: Image, name: str, scene, nodeClass="vtkMRMLScalarVolumeNode"):
+    """A new volume node in `scene` with its own copy of the voxels and a default display."""
+    node = scene.AddNewNodeByClass(nodeClass, name)
+    fillVolumeNode(node, image)
+    node.CreateDefaultDisplayNodes()
+    return node
+
+
+def fillVolumeNode(node, image: Image) -> None:
+    """Give a volume node the voxels and the affine of an Image."""
+    data = vtk.vtkImageData()
+    data.SetDimensions(*image.shape[::-1])
+    data.GetPointData().SetScalars(_scalars(image.array))
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(image.affine))
+    node.SetAndObserveImageData(data)
+
+
+def orientedImage(image: Image):
+    """The Image as segments hold it."""
+    data = slicer.vtkOrientedImageData()
+    data.SetDimensions(*image.shape[::-1])
+    data.GetPointData().SetScalars(_scalars(image.array))
+    data.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(image.affine))
+    return data
+
+
+def _scalars(array: np.ndarray):
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    return numpy_to_vtk(np.ascontiguousarray(array).ravel(), deep=True)
