@@ -35,9 +35,7 @@ class SlicerMedSeg(ScriptedLoadableModule):
 class SlicerMedSegLogic(ScriptedLoadableModuleLogic):
     """Segment volume nodes of the scene; for the panel, scripts and the Python console."""
 
-    def segment(
-        self, model, inputNodes, options=None, progress=None, cancelled=None, python=None
-    ):  # noqa: ANN001, ANN201
+    def segment(self, model, inputNodes, options=None, progress=None, cancelled=None, python=None):
         """Segment one case and put the result into the scene.
 
         Args:

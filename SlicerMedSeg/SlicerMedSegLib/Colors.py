@@ -1,5 +1,6 @@
 """Color tables of the overlays and labels; they travel with the scene."""
 
+import itertools
 from collections.abc import Sequence
 
 import slicer
@@ -20,7 +21,7 @@ OVERLAY_ANCHORS = (
 
 def overlayColor(value: float) -> tuple[float, float, float]:
     """RGB (0..1) of a value 0..1."""
-    for (low, first), (high, second) in zip(OVERLAY_ANCHORS, OVERLAY_ANCHORS[1:], strict=False):
+    for (low, first), (high, second) in itertools.pairwise(OVERLAY_ANCHORS):
         if value <= high:
             part = (value - low) / (high - low)
             r, g, b = (a + part * (c - a) for a, c in zip(first, second, strict=True))

@@ -4,16 +4,19 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import slicer
 import vtk
+from vtk.util.numpy_support import numpy_to_vtk
+
 from medsegcore.cli.predict import show_lesions
 from medsegcore.evaluation.evaluate import compare_masks, threshold_baseline
+from medsegcore.evaluation.metrics import dice as measureDice
 from medsegcore.imaging import Image, read_image
 from medsegcore.inference import Predictor, Result, SliceAttention, SpatialAttention
 from medsegcore.models import ModelStore
-from vtk.util.numpy_support import numpy_to_vtk
 
 from .Colors import overlayColor
 from .EmbeddedCore import EmbeddedCore
@@ -35,8 +38,8 @@ class _Demo:
     result: Result
     reference: Image
     nodes: ResultNodes
-    volume: object
-    referenceNode: object = None
+    volume: Any
+    referenceNode: Any = None
 
 
 def runDemo(console, sample: Path, out: Path) -> None:
@@ -71,13 +74,11 @@ def runDemo(console, sample: Path, out: Path) -> None:
         }
         for key, node in volumes.items():
             _setWindow(node, images[key])
-        nodes = addResultToScene(
-            result, core.scene, volumes["flair"], predictor.description.title
-        )
+        nodes = addResultToScene(result, core.scene, volumes["flair"], predictor.description.title)
         demo = _Demo(core, result, reference, nodes, volumes["flair"])
         _addReference(demo)
         core.saveScene(out / "scene.mrb")
-        dice = next(f.value for f in figures if f.name == "Dice")
+        dice = measureDice(result.labelmap > 0, reference.array > 0)
         _draw(demo, dice, out / "overview.png")
     console.event("result", folder=str(out), dice=dice, lesions=len(result.lesions))
     console.say(f"Dice against the reference: {dice:.3f}")
@@ -232,9 +233,7 @@ def _drawMatrix(figure, axis, demo: _Demo) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     attention = next(
-        a
-        for a in demo.result.attention
-        if isinstance(a, SliceAttention) and a.axis == "axial"
+        a for a in demo.result.attention if isinstance(a, SliceAttention) and a.axis == "axial"
     )
     place = attention.centers_ras @ attention.normal_ras
     half = (place[1] - place[0]) / 2

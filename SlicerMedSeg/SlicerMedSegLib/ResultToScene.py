@@ -1,12 +1,14 @@
-"""A Result into a scene: one subject-hierarchy folder per run, with everything that belongs to it."""
+"""A Result into a scene: one subject-hierarchy folder per run, with all that belongs to it."""
 
 import hashlib
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import slicer
 import vtk
+
 from medsegcore.imaging import Image
 from medsegcore.inference import Result, SpatialAttention
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
@@ -36,12 +38,12 @@ class ResultNodes:
     """
 
     folder: int
-    segmentation: object = None
-    answer: object = None
+    segmentation: Any = None
+    answer: Any = None
     probabilities: dict = field(default_factory=dict)
     attention: dict = field(default_factory=dict)
-    lesions: object = None
-    provenance: object = None
+    lesions: Any = None
+    provenance: Any = None
 
     def all(self) -> list:
         """Every node."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import slicer
+
 from medsegcore.errors import MissingInputError
 from medsegcore.imaging import read_image
 
@@ -73,9 +74,10 @@ def aMissingInputChangesNothing(logic) -> None:
     try:
         logic.segment(MODEL, volumes, OPTIONS)
     except MissingInputError as error:
-        assert "t1" in str(error), str(error)
+        sentence = str(error)
     else:
         raise AssertionError("a missing input was accepted")
+    assert "t1" in sentence, sentence
     assert slicer.mrmlScene.GetNumberOfNodes() == before
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import slicer
 import vtk
+from vtk.util.numpy_support import numpy_to_vtk
+
 from medsegcore.errors import ColorImageError, EmptyImageError, GeometryError
 from medsegcore.imaging import Image
-from vtk.util.numpy_support import numpy_to_vtk
 
 
 def imageFromVolumeNode(node) -> Image:

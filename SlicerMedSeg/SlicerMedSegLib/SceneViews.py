@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import slicer
 import vtk
-from medsegcore.errors import OutputError
 from vtk.util.numpy_support import vtk_to_numpy
+
+from medsegcore.errors import OutputError
 
 SLICE_MANAGERS = (
     "vtkMRMLVolumeGlyphSliceDisplayableManager",
@@ -60,7 +61,7 @@ class _View:
         self.group = slicer.vtkMRMLDisplayableManagerGroup()
         self.group.SetRenderer(self.renderer)
 
-    def __enter__(self) -> "_View":
+    def __enter__(self):
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -80,7 +81,8 @@ class _View:
         # VTK counts rows from below.
         return np.ascontiguousarray(values.reshape(height, width, 3)[::-1])
 
-    def _release(self) -> None:
+    def close(self) -> None:
+        """Let go of the window and the displayable managers."""
         self.group.SetMRMLDisplayableNode(None)
         self.group.SetRenderer(None)
         self.factory.SetMRMLApplicationLogic(None)
@@ -161,7 +163,7 @@ class SliceView(_View):
 
     def close(self) -> None:
         """Take the view and its nodes out of the scene."""
-        self._release()
+        super().close()
         self.image.mapper.SetInputConnection(None)
         self.core.applicationLogic.GetSliceLogics().RemoveItem(self.logic)
         composite = self.logic.GetSliceCompositeNode()
@@ -223,7 +225,7 @@ class ThreeDView(_View):
 
     def close(self) -> None:
         """Take the view and its nodes out of the scene."""
-        self._release()
+        super().close()
         self.core.applicationLogic.GetViewLogics().RemoveItem(self.logic)
         self.logic.SetMRMLScene(None)
         self.core.scene.RemoveNode(self.node)

@@ -31,9 +31,7 @@ def segmentNodes(
     _checkNotTwice(inputNodes)
     images = {key: imageFromVolumeNode(node) for key, node in inputNodes.items()}
     result = runPredict(model, images, options, progress, cancelled, idle, python)
-    return addResultToScene(
-        result, scene, inputNodes[description.reference], description.title
-    )
+    return addResultToScene(result, scene, inputNodes[description.reference], description.title)
 
 
 def _checkNotTwice(inputNodes: dict) -> None:

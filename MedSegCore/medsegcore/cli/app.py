@@ -213,7 +213,7 @@ def input_files(arguments: list[str]) -> dict[str, str]:
 
 
 def file_and_volume(text: str) -> tuple[str, int | None]:
-    """"a.nii.gz@3" to ("a.nii.gz", 3); a file of exactly that name comes first."""
+    """ "a.nii.gz@3" to ("a.nii.gz", 3); a file of exactly that name comes first."""
     found = re.fullmatch(r"(.+)@(\d+)", text)
     if found is None or Path(text).exists():
         return text, None

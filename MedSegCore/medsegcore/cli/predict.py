@@ -28,7 +28,7 @@ def run_predict(
         raise OutputError(
             f"'{out}' holds a result already.", "Choose another folder or give --overwrite."
         )
-    check_keys(folder.description, dict.fromkeys(files))
+    check_keys(folder.description, files)
     images: dict[str, Image] = {}
     for n, (key, text) in enumerate(files.items()):
         console.progress("read", n, len(files), None)
@@ -44,9 +44,7 @@ def run_predict(
     result.save(out, overwrite)
     console.progress("write", 1, 1, 0.0)
     show_lesions(console, result)
-    console.event(
-        "result", folder=str(out), lesions=len(result.lesions), timings_s=result.timings
-    )
+    console.event("result", folder=str(out), lesions=len(result.lesions), timings_s=result.timings)
     console.say(f"The result is in {out}")
 
 

@@ -9,9 +9,7 @@ from medsegcore.cli.console import Console
 from medsegcore.errors import SettingError
 
 
-def run_train(
-    console: Console, recipe: str, settings: list[str], options: dict[str, Any]
-) -> None:
+def run_train(console: Console, recipe: str, settings: list[str], options: dict[str, Any]) -> None:
     """Train, measure on all cases, and write the figures into the model folder."""
     console.say("Loading the training libraries ...")
     from medsegcore.training.recipes import RECIPES

@@ -48,9 +48,16 @@ def hausdorff95_mm(
     from monai.metrics import compute_hausdorff_distance
 
     box = _common_box(answer | reference)
-    pair = [torch.from_numpy(np.ascontiguousarray(m[box]))[None, None] for m in (answer, reference)]
+
+    def tensor(mask: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None]
+
     distance = compute_hausdorff_distance(
-        *pair, include_background=True, percentile=95, spacing=list(reversed(spacing_ijk))
+        tensor(answer),
+        tensor(reference),
+        include_background=True,
+        percentile=95,
+        spacing=list(reversed(spacing_ijk)),
     )
     return float(distance.item())
 

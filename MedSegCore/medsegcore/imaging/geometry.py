@@ -1,4 +1,4 @@
-"""Where voxels lie: grids, orientation, fields of view. RAS and LPS are known in this room alone."""
+"""Where voxels lie: grids, orientation, fields of view, all in RAS and millimetres."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Grid:
         """The grid of array[box]; slices of k, j, i with plain starts and stops."""
         start = [s.start for s in box]
         affine = self.affine.copy()
-        affine[:3, 3] = self.to_ras(start[::-1])
+        affine[:3, 3] = self.to_ras(np.array(start[::-1]))
         shape = (box[0].stop - start[0], box[1].stop - start[1], box[2].stop - start[2])
         return Grid(shape, affine)
 

@@ -74,7 +74,7 @@ def resample(
     return Image(from_sitk(moved).array, grid.affine, image.name)
 
 
-def _aligned_part(image: Image, grid: Grid):  # noqa: ANN202 - a closure, or None
+def _aligned_part(image: Image, grid: Grid):
     """How to copy voxels without interpolation when both lattices coincide, else None."""
     to_source = np.linalg.inv(image.affine) @ grid.affine
     rounded = np.rint(to_source)
@@ -87,7 +87,9 @@ def _aligned_part(image: Image, grid: Grid):  # noqa: ANN202 - a closure, or Non
     def copy(outside: float) -> np.ndarray:
         out = np.full(grid.shape, outside, image.array.dtype)
         # Index vectors per source axis, each running along one target axis.
-        source_index, target_slices = [None] * 3, [slice(None)] * 3
+        lines: dict[int, np.ndarray] = {}
+        target_of: dict[int, int] = {}
+        target_slices = [slice(None)] * 3
         for source in range(3):
             target = int(np.abs(rounded[source, :3]).argmax())
             n = grid.shape[2 - target]
@@ -96,16 +98,16 @@ def _aligned_part(image: Image, grid: Grid):  # noqa: ANN202 - a closure, or Non
             if inside.size == 0:
                 return out
             target_slices[2 - target] = slice(int(inside[0]), int(inside[-1]) + 1)
-            source_index[2 - source] = (line[inside], 2 - target)
-        picked = image.array[np.ix_(*(line for line, _ in source_index))]
-        order = np.argsort([axis for _, axis in source_index])
+            lines[2 - source], target_of[2 - source] = line[inside], 2 - target
+        picked = image.array[np.ix_(*(lines[axis] for axis in range(3)))]
+        order = np.argsort([target_of[axis] for axis in range(3)])
         out[tuple(target_slices)] = picked.transpose(order)
         return out
 
     return copy
 
 
-def _smooth_for(source, old: Grid, new: Grid):  # noqa: ANN001, ANN202 - SimpleITK images
+def _smooth_for(source, old: Grid, new: Grid):
     import SimpleITK as sitk
 
     # The new voxel's extent along each of the old axes.
@@ -117,7 +119,5 @@ def _smooth_for(source, old: Grid, new: Grid):  # noqa: ANN001, ANN202 - SimpleI
     for axis in np.flatnonzero(sigma):
         # Recursive filters of ITK need four voxels along their axis.
         if source.GetSize()[int(axis)] >= 4:
-            source = sitk.RecursiveGaussian(
-                source, sigma=float(sigma[axis]), direction=int(axis)
-            )
+            source = sitk.RecursiveGaussian(source, sigma=float(sigma[axis]), direction=int(axis))
     return source

@@ -89,7 +89,8 @@ class SliceAttentionSum:
 
     def result(self, key: str, title: str, grid: Grid) -> SliceAttention:
         """The matrix of the whole volume on the model grid `grid` (before padding)."""
-        assert self.total is not None and self.weight is not None
+        if self.total is None or self.weight is None:
+            raise RuntimeError("no tile was added")
         # Slabs that lie wholly in the padding show nothing of the patient.
         count = -(-grid.shape[self.array_axis] // self.slab)
         matrix = np.divide(

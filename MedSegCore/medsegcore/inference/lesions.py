@@ -114,10 +114,13 @@ def longest_diameter_mm(mask: np.ndarray, grid: Grid) -> float:
     first = lines.argmax(axis=1)
     last = mask.shape[2] - 1 - lines[:, ::-1].argmax(axis=1)
     ends = np.concatenate(
-        [np.column_stack([first - 0.5, rows[:, ::-1]]), np.column_stack([last + 0.5, rows[:, ::-1]])]
+        [
+            np.column_stack([first - 0.5, rows[:, ::-1]]),
+            np.column_stack([last + 0.5, rows[:, ::-1]]),
+        ]
     )
     corners = np.concatenate(
-        [ends + (0, dj, dk) for dj in (-0.5, 0.5) for dk in (-0.5, 0.5)]
+        [ends + np.array([0, dj, dk]) for dj in (-0.5, 0.5) for dk in (-0.5, 0.5)]
     )
     points = np.unique(corners, axis=0) @ grid.affine[:3, :3].T
     if len(points) > 64:

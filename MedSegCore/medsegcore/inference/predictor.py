@@ -21,7 +21,7 @@ from medsegcore.inference.devices import choose_device, choose_precision
 from medsegcore.inference.lesions import find_lesions, label_voxels
 from medsegcore.inference.preprocess import Prepared, check_keys, prepare
 from medsegcore.inference.result import Result, check_thresholds
-from medsegcore.inference.tiling import Tiling, gaussian_weights, plan_tiles, smaller_tile
+from medsegcore.inference.tiling import gaussian_weights, plan_tiles, smaller_tile
 from medsegcore.models import ModelFolder, ModelStore
 
 Progress = Callable[[str, int, int, float | None], None]
@@ -56,7 +56,7 @@ class Predictor:
         network = model_folder.load_network()
         # 3D convolutions run twice as fast so on CPUs.
         if self.description.grid.dimensionality == "3D" and self.device.type != "mps":
-            network = network.to(memory_format=torch.channels_last_3d)
+            network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.network = network.to(self.device)
 
     def predict(
@@ -171,7 +171,7 @@ class Predictor:
         weights = gaussian_weights(tiling.tile)
         weight_sum = np.zeros(tiling.padded, np.float32)
         total: np.ndarray | None = None
-        flips = _mirrorings() if mirror else [()]
+        flips: list[tuple[int, ...]] = _mirrorings() if mirror else [()]
         clock.begin("segment", len(tiling.starts) * len(flips))
         for start, box in zip(tiling.starts, tiling.boxes(), strict=True):
             answer, maps = self._one_tile(volume[(slice(None), *box)], flips, bool(specs), clock)

@@ -1,6 +1,6 @@
 """From a patient's images to the network's input: what model.json says, and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,8 +92,8 @@ def prepare(description: ModelDescription, images: Mapping[str, Image]) -> Prepa
     )
 
 
-def check_keys(description: ModelDescription, images: Mapping[str, Image]) -> None:
-    """Raise MissingInputError when `images` are not what the model takes."""
+def check_keys(description: ModelDescription, images: Collection[str]) -> None:
+    """Raise MissingInputError when these input keys are not what the model takes."""
     known = [spec.key for spec in description.inputs]
     for key in images:
         if key not in known:
@@ -175,7 +175,9 @@ def crop_box(inside: np.ndarray, description: ModelDescription) -> tuple[slice, 
         filled = np.flatnonzero(inside.any(axis=others))
         margin = int(np.ceil(description.grid.margin_mm / spacing))
         box.append(
-            slice(max(int(filled[0]) - margin, 0), min(int(filled[-1]) + margin + 1,
-                                                       inside.shape[axis]))
+            slice(
+                max(int(filled[0]) - margin, 0),
+                min(int(filled[-1]) + margin + 1, inside.shape[axis]),
+            )
         )
     return box[0], box[1], box[2]

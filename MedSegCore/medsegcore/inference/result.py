@@ -72,9 +72,7 @@ class Result:
             raise SettingError(
                 f"The smallest lesion volume is {min_lesion_ml} ml.", "Give 0 ml or more."
             )
-        arrays = {
-            key: resample(image, self.grid).array for key, image in (inputs or {}).items()
-        }
+        arrays = {key: resample(image, self.grid).array for key, image in (inputs or {}).items()}
         labelmap, lesions = find_lesions(
             label_voxels(self.labels, self.probabilities, cut),
             self.grid, self.labels, self.probabilities, arrays, min_lesion_ml,
@@ -141,9 +139,7 @@ class Result:
 
     def _save_attention(self, attention: SpatialAttention | SliceAttention, folder: Path) -> None:
         if isinstance(attention, SpatialAttention):
-            write_image(
-                self.image(attention.values), folder / f"attention_{attention.key}.nii.gz"
-            )
+            write_image(self.image(attention.values), folder / f"attention_{attention.key}.nii.gz")
             return
         text = io.StringIO()
         np.savetxt(text, attention.matrix, delimiter=",", fmt="%.9g")
@@ -152,7 +148,11 @@ class Result:
     def _index(self) -> dict[str, Any]:
         maps = []
         for attention in self.attention:
-            entry = {"key": attention.key, "title": attention.title, "kind": attention.kind}
+            entry: dict[str, Any] = {
+                "key": attention.key,
+                "title": attention.title,
+                "kind": attention.kind,
+            }
             if isinstance(attention, SpatialAttention):
                 entry["scale"] = attention.scale
             else:

@@ -50,8 +50,7 @@ def plan_tiles(shape: tuple[int, ...], grid: GridSpec, tile: tuple[int, int, int
         count = math.ceil((length - size) / step) + 1
         # Spread evenly, on multiples, instead of a last tile that repeats most of the one before.
         places = [
-            round(p / grid.multiple) * grid.multiple
-            for p in np.linspace(0, length - size, count)
+            round(p / grid.multiple) * grid.multiple for p in np.linspace(0, length - size, count)
         ]
         padded.append(length)
         sizes.append(size)

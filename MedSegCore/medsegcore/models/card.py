@@ -43,7 +43,7 @@ def model_card(description: ModelDescription) -> str:
         "",
         "## Output",
         "",
-        *[f"- {l.value}: {l.name} (threshold {l.threshold:g})" for l in d.labels],
+        *[f"- {x.value}: {x.name} (threshold {x.threshold:g})" for x in d.labels],
         *[f"- attention `{a.key}` ({a.kind}): {a.title}" for a in d.attention],
         "",
         "## Training",
@@ -96,7 +96,10 @@ def _metric_table(metrics: list[Metric]) -> list[str]:
             (m.name, m.unit): m.value for m in metrics if (m.case, m.n, m.how) == (case, n, how)
         }
         cells = [
-            "" if key not in values else "not defined" if values[key] is None
+            ""
+            if key not in values
+            else "not defined"
+            if values[key] is None
             else f"{values[key]:.3g}"
             for key in names
         ]

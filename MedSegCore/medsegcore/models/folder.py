@@ -206,7 +206,8 @@ class ModelFolder:
 
         dtype = getattr(torch, description.weights.dtype)
         tensors = {
-            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)
+            name: tensor.detach()
+            .to("cpu", dtype if tensor.is_floating_point() else None)
             .contiguous()
             for name, tensor in network.state_dict().items()
         }

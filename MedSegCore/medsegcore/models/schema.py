@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("model.schema.json")
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{1,63}$")]
@@ -212,7 +211,7 @@ class TrainingRecord(Part):
 class ModelDescription(Part):
     """model.json as a whole."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     id: Slug
     version: Version
     title: str

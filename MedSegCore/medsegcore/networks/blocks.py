@@ -23,8 +23,8 @@ class NonLocalBlock3d(nn.Module):
         self.phi = nn.Conv3d(channels, inner, kernel_size=1)
         self.g = nn.Conv3d(channels, inner, kernel_size=1)
         self.out = nn.Conv3d(inner, channels, kernel_size=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, C, D, H, W] -> z of the same shape, attention [B, N, N] fp32 with N = D*H*W.

@@ -56,9 +56,7 @@ class RSANetConfig:
             raise ValueError(f"norm_groups {self.norm_groups} does not divide width {self.width}")
 
 
-def slice_attention(
-    theta: Tensor, phi: Tensor, value: Tensor, axis: int
-) -> tuple[Tensor, Tensor]:
+def slice_attention(theta: Tensor, phi: Tensor, value: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Eq. 1 and the product A M_3 of eq. 2, along one axis, in fp32.
 
     Args:
@@ -159,9 +157,7 @@ class RSANet(nn.Module):
         self.config = config
         widths = [config.width * 2**level for level in range(5)]
         groups = config.norm_groups
-        self.stem = nn.Conv3d(
-            config.in_channels, widths[0], kernel_size=3, padding=1, bias=False
-        )
+        self.stem = nn.Conv3d(config.in_channels, widths[0], kernel_size=3, padding=1, bias=False)
         self.dropout = nn.Dropout3d(config.dropout)
         self.encoder = nn.ModuleList(
             Level(n_in, n_out, groups)

@@ -1,0 +1,1 @@
+"""Training: cases, augmentation, recipes, the Lightning module and the trainer."""

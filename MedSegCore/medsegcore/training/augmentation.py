@@ -154,17 +154,28 @@ def training_transforms(
     return Compose(
         [
             RandCropByPosNegLabeld(
-                every, label_key="label", spatial_size=patch, pos=2, neg=1, num_samples=1,
-                image_key=keys[-1], image_threshold=0, allow_smaller=False,
+                every,
+                label_key="label",
+                spatial_size=patch,
+                pos=2,
+                neg=1,
+                num_samples=1,
+                image_key=keys[-1],
+                image_threshold=0,
+                allow_smaller=False,
             ),
             *(RandFlipd(every, prob=0.5, spatial_axis=axis) for axis in range(3)),
             RandAffined(
-                every, prob=0.5, rotate_range=(0.3, 0.3, 0.3), scale_range=(0.2, 0.2, 0.2),
-                shear_range=(0.08,) * 6, mode=modes, padding_mode="zeros",
+                every,
+                prob=0.5,
+                rotate_range=(0.3, 0.3, 0.3),
+                scale_range=(0.2, 0.2, 0.2),
+                shear_range=(0.08,) * 6,
+                mode=modes,
+                padding_mode="zeros",
             ),
             *(KeepOutsideZerod([key], scanner_transforms(key, patch)) for key in keys),
             RandDropInputsd(drop),
             Stackd(keys),
         ]
     )
-

@@ -1,12 +1,13 @@
 """The training cases of a folder, and their patches."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from monai.data import set_track_meta
+from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -88,7 +89,7 @@ class PatchDataset(Dataset):
         self,
         cases: Sequence[Mapping[str, Tensor]],
         patients: Sequence[str],
-        transforms: Callable,
+        transforms: Compose,
         seed: int,
     ):
         self.cases = list(cases)

@@ -65,7 +65,7 @@ class BudgetedLearningRate(Callback):
             group["lr"] = self.at(trainer.global_step)
 
 
-def ramped_average(decay: float):  # noqa: ANN201 - the callable that AveragedModel wants
+def ramped_average(decay: float):
     """Exponential running mean whose memory grows with the number of steps up to `decay`."""
 
     def average(mean: Tensor, current: Tensor, steps: int | Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class SegmentationModule(L.LightningModule):
     ):
         super().__init__()
         # 3D convolutions run twice as fast so on CPUs, and no slower on GPUs.
-        self.network = network.to(memory_format=torch.channels_last_3d)
+        self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.loss = loss
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -122,5 +122,5 @@ class SegmentationModule(L.LightningModule):
             total = answer.sum() + (target > 0).sum()
         self.log("loss", loss)
         self.log("batch_dice", 2 * both / total.clamp_min(1))
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning.pytorch as L
 import numpy as np
@@ -73,7 +74,7 @@ class _Report(Callback):
     def loss(self) -> float:
         return float(np.mean(self.losses[-50:])) if self.losses else float("nan")
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: ANN001
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.losses.append(float(outputs["loss"]))
         if self.progress is not None:
             step = trainer.global_step
@@ -240,7 +241,11 @@ def split_cases(cases: list[Case], test_patients: list[str]) -> tuple[list[Case]
 def data_use(training: list[Case], test: list[Case]) -> list[DatasetUse]:
     """Which data sets were used for what, for the card."""
     uses = []
-    for split, cases in (("training", training), ("test", test)):
+    splits: list[tuple[Literal["training", "test"], list[Case]]] = [
+        ("training", training),
+        ("test", test),
+    ]
+    for split, cases in splits:
         for source in sorted({case.source for case in cases}):
             of_source = [case for case in cases if case.source == source]
             license_, citation = SOURCES.get(source, ("not stated", "not stated"))
@@ -267,5 +272,5 @@ def device_name(device: str) -> str:
     return f"CPU, {threads} threads ({platform.machine()})"
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

@@ -8,6 +8,7 @@ the learning rate and the weight decay are the paper's.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from monai.transforms import Compose
 from torch import nn
@@ -28,7 +29,7 @@ from medsegcore.models import (
     TrainingRecord,
     WeightsSpec,
 )
-from medsegcore.networks import create_network
+from medsegcore.networks.rsanet import RSANet, RSANetConfig
 from medsegcore.training.augmentation import training_transforms
 
 PAPER = (
@@ -64,9 +65,7 @@ LESION = Label(
     name="MS lesion",
     color=(230, 85, 13),
     terminology=Terminology(
-        category=Code(
-            scheme="SCT", value="49755003", meaning="Morphologically Altered Structure"
-        ),
+        category=Code(scheme="SCT", value="49755003", meaning="Morphologically Altered Structure"),
         type=Code(scheme="SCT", value="52988006", meaning="Lesion"),
         region=Code(scheme="SCT", value="12738006", meaning="Brain"),
     ),
@@ -110,18 +109,17 @@ class RSANetRecipe:
 
     def network_spec(self) -> NetworkSpec:
         """The network's name and config."""
-        return NetworkSpec(
-            name="rsanet",
-            config={
-                "in_channels": len(INPUTS), "out_channels": 2, "width": self.width,
-                "norm_groups": self.norm_groups, "placement": self.placement,
-            },
-        )  # fmt: skip
+        return NetworkSpec(name="rsanet", config=self._network_config())
 
-    def network(self) -> nn.Module:
+    def _network_config(self) -> dict[str, Any]:
+        return {
+            "in_channels": len(INPUTS), "out_channels": 2, "width": self.width,
+            "norm_groups": self.norm_groups, "placement": self.placement,
+        }  # fmt: skip
+
+    def network(self) -> RSANet:
         """A new network."""
-        spec = self.network_spec()
-        return create_network(spec.name, spec.config)
+        return RSANet(RSANetConfig(**self._network_config()))
 
     def loss_function(self, lesion_share: float) -> nn.Module:
         """The loss for images of which that share of the voxels is lesion, 0..1."""
@@ -133,7 +131,7 @@ class RSANetRecipe:
 
     def description(self, record: TrainingRecord) -> ModelDescription:
         """The model folder's description without data and figures, which the run fills in."""
-        network = self.network()
+        attention = [AttentionSpec.model_validate(a) for a in self.network().attention]
         return ModelDescription(
             id="ms-lesion-rsanet",
             version="1.0.0",
@@ -147,11 +145,9 @@ class RSANetRecipe:
             inputs=list(INPUTS),
             reference="flair",
             missing_input="zero",
-            grid=GridSpec(
-                spacing=(1.0, 1.0, 1.0), tile=(96, 96, 96), overlap=0.25, multiple=16
-            ),
+            grid=GridSpec(spacing=(1.0, 1.0, 1.0), tile=(96, 96, 96), overlap=0.25, multiple=16),
             labels=[LESION],
-            attention=[AttentionSpec(**spec) for spec in network.attention],
+            attention=attention,
             training=record,
             data=[],
             metrics=[],
