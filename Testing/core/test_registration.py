@@ -1,0 +1,88 @@
+"""Registration finds a known movement of a real image again."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from medsegcore.errors import CancelledError, OverlapError
+from medsegcore.imaging import Image, from_sitk, grid_with_spacing, register, resample, to_sitk
+
+
+@pytest.fixture(scope="module")
+def pair(ms_images):
+    """T1 and T2 of one patient at 2 mm."""
+    grid = grid_with_spacing(ms_images["t1"].grid, (2, 2, 2))
+    return resample(ms_images["t1"], grid), resample(ms_images["t2"], grid)
+
+
+def moved_by(image: Image, transform: sitk.Transform) -> Image:
+    moved = sitk.Resample(to_sitk(image), transform, sitk.sitkLinear, 0.0)
+    return from_sitk(moved)
+
+
+def known_movement(image: Image) -> sitk.Euler3DTransform:
+    center = np.diag([-1, -1, 1]) @ image.grid.center
+    return sitk.Euler3DTransform(center.tolist(), 0.05, -0.04, 0.07, (4.0, -3.0, 5.0))
+
+
+def error_mm(found: sitk.Transform, true: sitk.Transform, image: Image) -> float:
+    """Mean distance in mm, inside the head, from where each point belongs."""
+    kji = np.argwhere(image.array > image.array.mean())[::500]
+    points = image.grid.to_ras(kji[:, ::-1]) @ np.diag([-1, -1, 1])
+    # The moving image was made by `true`; its inverse brings points back.
+    inverse = true.GetInverse()
+    return float(
+        np.mean(
+            [
+                np.linalg.norm(
+                    np.subtract(found.TransformPoint(p.tolist()), inverse.TransformPoint(p.tolist()))
+                )
+                for p in points
+            ]
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["rigid", "affine"])
+def test_a_known_movement_between_contrasts_is_found_to_half_a_voxel(pair, kind):
+    t1, t2 = pair
+    true = known_movement(t1)
+    moving = moved_by(t2, true)
+    shares = []
+    found = register(t1, moving, kind, progress=shares.append)
+    assert error_mm(found.transform, true, t1) < 1.0
+    assert found.quality_after > found.quality_before
+    assert found.moved.grid.same_as(t1.grid)
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] <= shares[-1] <= 1
+
+
+@pytest.mark.slow
+def test_bspline_brings_a_bent_image_closer_than_affine(pair):
+    t1, t2 = pair
+    bend = sitk.BSplineTransformInitializer(to_sitk(t2), [3, 3, 3])
+    random = np.random.default_rng(4)
+    bend.SetParameters(random.normal(0, 3, len(bend.GetParameters())).tolist())
+    moving = moved_by(t2, bend)
+    affine = register(t1, moving, "affine")
+    bspline = register(t1, moving, "bspline")
+    assert bspline.quality_after > affine.quality_after > affine.quality_before
+
+
+def test_the_same_seed_gives_the_same_answer(pair):
+    t1, t2 = pair
+    moving = moved_by(t2, known_movement(t1))
+    first, second = (register(t1, moving, seed=3).moved.array for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_it_stops_when_cancelled(pair):
+    with pytest.raises(CancelledError):
+        register(*pair, cancelled=lambda: True)
+
+
+def test_images_far_apart_are_refused(pair):
+    t1, _ = pair
+    far = t1.affine.copy()
+    far[0, 3] += 500
+    with pytest.raises(OverlapError, match="only 0%"):
+        register(t1, Image(t1.array, far))
