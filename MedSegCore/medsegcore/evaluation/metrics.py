@@ -120,7 +120,7 @@ def lesion_detection(
 
 
 def best_threshold_dice(
-    values: np.ndarray, inside: np.ndarray, reference: np.ndarray, steps: int = 200
+    values: np.ndarray, inside: np.ndarray, reference: np.ndarray, steps: int = 400
 ) -> tuple[float, float]:
     """The highest Dice that `values > t` reaches inside a mask over all t, and that t.
 
@@ -129,12 +129,12 @@ def best_threshold_dice(
     Args:
         values: float [k, j, i], e.g. a z-scored FLAIR.
         inside: bool, where to look.
-        steps: thresholds that are tried, evenly between the median and the maximum inside.
+        steps: thresholds that are tried, evenly from the minimum to the maximum inside.
     """
     v, r = values[inside], reference[inside]
     outside = int(reference.sum()) - int(r.sum())
     best = (0.0, float("nan"))
-    for t in np.linspace(np.median(v), v.max(), steps, endpoint=False):
+    for t in np.linspace(v.min(), v.max(), steps, endpoint=False):
         chosen = v > t
         total = int(chosen.sum()) + int(r.sum()) + outside
         score = 2 * int((chosen & r).sum()) / total if total else 1.0

@@ -28,6 +28,19 @@ from torch import Tensor
 RELATIVE_DEVIATION = 0.2
 
 
+def share_random_state(transforms: Compose, state: np.random.RandomState) -> None:
+    """Let all transforms draw from one generator, one after the other.
+
+    `Compose.set_random_state(seed)` gives a dictionary transform and the array transform inside
+    it the same seed. Seeded anew for each patch, the number that decides whether, say, the gamma
+    changes would then also be the gamma's value: with a probability of a half only the lower half
+    of its range would ever be used.
+    """
+    for transform in transforms.transforms:
+        if isinstance(transform, Randomizable):
+            transform.set_random_state(state=state)
+
+
 class ToPositived(MapTransform):
     """Normalised intensities (mean 0, deviation 1) to positive ones with mean 1."""
 
@@ -69,7 +82,7 @@ class KeepOutsideZerod(Randomizable, Transform):
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
     ) -> "KeepOutsideZerod":
-        self.transform.set_random_state(seed=seed, state=state)
+        share_random_state(self.transform, state or np.random.RandomState(seed))
         return self
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:

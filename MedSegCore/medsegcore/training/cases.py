@@ -15,6 +15,7 @@ from medsegcore.errors import MissingInputError
 from medsegcore.imaging import read_image, resample
 from medsegcore.inference.preprocess import prepare
 from medsegcore.models import ModelDescription
+from medsegcore.training.augmentation import share_random_state
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ class PatchDataset(Dataset):
         set_track_meta(False)
 
     def __getitem__(self, n: int) -> dict[str, Tensor]:
-        random = np.random.default_rng([self.seed, n])
-        case = random.choice(len(self.cases), p=self.shares)
-        self.transforms.set_random_state(seed=int(random.integers(2**31)))
+        state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, n])))
+        case = state.choice(len(self.cases), p=self.shares)
+        share_random_state(self.transforms, state)
         patch = self.transforms(dict(self.cases[case]))[0]
         return {name: patch[name].contiguous() for name in ("image", "label")}
 

@@ -1,0 +1,127 @@
+"""The command line as a user or a program meets it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from medsegcore.cli import main
+from medsegcore.cli.app import file_and_volume, input_files, recipe_settings, thresholds
+from medsegcore.errors import InputError
+
+
+def inputs(folder):
+    return [part for key in ("t1", "t2", "flair")
+            for part in (f"--{key}", str(folder / f"{key}.nii.gz"))]  # fmt: skip
+
+
+def events(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_predict_writes_a_result_and_tells_how_far_it_is(ms_case_dir, tmp_path, capsys):
+    code = main(["predict", "--model", "ms-lesion-rsanet", *inputs(ms_case_dir),
+                 "--out", str(tmp_path / "r"), "--device", "cpu", "--json"])  # fmt: skip
+    assert code == 0
+    seen = events(capsys.readouterr().out)
+    assert seen[-1]["event"] == "result"
+    stages = list(dict.fromkeys(e["stage"] for e in seen if e["event"] == "progress"))
+    assert stages == ["read", "load", "prepare", "segment", "restore", "measure", "write"]
+    assert (tmp_path / "r" / "result.json").is_file()
+    # A second run into the same folder is refused before anything is computed.
+    code = main(["predict", "--model", "ms-lesion-rsanet", *inputs(ms_case_dir),
+                 "--out", str(tmp_path / "r"), "--json"])  # fmt: skip
+    assert code == 6
+    assert events(capsys.readouterr().out)[-1]["code"] == "output"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["predict", "--model", "ms-lesion-rsanet", "--flair", "FLAIR"], 3, "needs the input 't1'"),
+        (["predict", "--model", "absent", "--flair", "FLAIR"], 4, "no model 'absent'"),
+        (["predict", "--model", "ms-lesion-rsanet", "--adc", "FLAIR"], 3, "no input 'adc'"),
+        (["predict", "--model", "ms-lesion-rsanet", "--t1", "nowhere.nii", "--flair", "FLAIR"], 3,
+         "no file 'nowhere.nii'"),
+        (["predict", "--model", "ms-lesion-rsanet", "--t1", "FLAIR", "--flair", "FLAIR",
+          "--threshold", "MS lesion=2"], 3, "is 2"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_sentence_on_stderr_with_an_exit_code(
+    ms_case_dir, tmp_path, capsys, arguments, code, words
+):
+    flair = str(ms_case_dir / "flair.nii.gz")
+    arguments = [flair if a == "FLAIR" else a for a in arguments]
+    assert main([*arguments, "--out", str(tmp_path / "r")]) == code
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "r").exists()
+    if code == 4:
+        main([*arguments, "--out", str(tmp_path / "r"), "--debug"])
+        assert "Traceback" in capsys.readouterr().err
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    assert main(["predict"]) == 2
+    assert main(["nonsense"]) == 2
+    assert main(["--version"]) == 0
+
+
+def test_models_list_show_verify_and_pack(tmp_path, capsys):
+    assert main(["models", "list", "--json"]) == 0
+    listed = events(capsys.readouterr().out)
+    assert "ms-lesion-rsanet" in [e.get("id") for e in listed]
+    assert main(["models", "show", "ms-lesion-rsanet"]) == 0
+    assert "Intended use" in capsys.readouterr().out
+    assert main(["models", "verify", "ms-lesion-rsanet"]) == 0
+    out = tmp_path / "m.zip"
+    assert main(["models", "pack", "ms-lesion-rsanet", "--out", str(out)]) == 0
+    assert out.stat().st_size < 8_000_000
+
+
+@pytest.mark.slow
+def test_evaluate_measures_a_case(ms_case_dir, tmp_path, capsys):
+    out = tmp_path / "figures.csv"
+    code = main(["evaluate", "--model", "ms-lesion-rsanet", "--data", str(ms_case_dir.parent),
+                 "--device", "cpu", "--out", str(out), "--json"])  # fmt: skip
+    assert code == 0
+    (case,) = [e for e in events(capsys.readouterr().out) if e["event"] == "case"]
+    assert case["figures"]["Dice"] > 0.7
+    assert out.read_text().startswith("case,Dice,")
+    assert main(["evaluate", "--model", "ms-lesion-rsanet", "--data", str(tmp_path)]) == 3
+
+
+@pytest.mark.slow
+def test_a_cancelled_run_leaves_nothing_behind(ms_case_dir, tmp_path):
+    command = [sys.executable, "-m", "medsegcore", "predict", "--model", "ms-lesion-rsanet",
+               *inputs(ms_case_dir), "--out", str(tmp_path / "r"), "--device", "cpu", "--json"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if '"segment"' in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "cancelled" in complaint
+    assert time.monotonic() - started < 30
+    assert not (tmp_path / "r").exists()
+
+
+def test_arguments_are_read_as_meant(tmp_path):
+    assert input_files(["--t1", "a", "--flair=b=c"]) == {"t1": "a", "flair": "b=c"}
+    for bad in (["a"], ["--t1"], ["--t1", "--t2", "x"], ["--t1", "a", "--t1", "b"]):
+        with pytest.raises(InputError):
+            input_files(bad)
+    assert file_and_volume("a.nii.gz@3") == ("a.nii.gz", 3)
+    (tmp_path / "b@1").touch()
+    assert file_and_volume(str(tmp_path / "b@1")) == (str(tmp_path / "b@1"), None)
+    assert thresholds(["MS lesion=0.4"]) == {"MS lesion": 0.4}
+    with pytest.raises(InputError):
+        thresholds(["0.4"])
+    assert recipe_settings(["width=12", "patch=[64,64,64]", "loss=printed"]) == {
+        "width": 12, "patch": (64, 64, 64), "loss": "printed",
+    }  # fmt: skip

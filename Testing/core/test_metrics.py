@@ -1,0 +1,85 @@
+"""Measures by hand and against a second implementation."""
+
+import numpy as np
+import pytest
+from medsegcore.evaluation.metrics import (
+    best_threshold_dice,
+    dice,
+    hausdorff95_mm,
+    lesion_detection,
+    precision,
+    sensitivity,
+    volume_difference_percent,
+)
+from scipy import ndimage
+
+
+@pytest.fixture
+def pair():
+    reference = np.zeros((8, 8, 8), bool)
+    reference[1:3, 1:3, 1:3] = True  # 8 voxels
+    answer = np.zeros_like(reference)
+    answer[1:3, 1:3, 2:5] = True  # 12 voxels, 4 in common
+    return answer, reference
+
+
+def test_overlap_measures_by_hand(pair):
+    assert dice(*pair) == pytest.approx(2 * 4 / 20)
+    assert sensitivity(*pair) == pytest.approx(0.5)
+    assert precision(*pair) == pytest.approx(1 / 3)
+    assert volume_difference_percent(*pair) == pytest.approx(50.0)
+
+
+def test_empty_masks_have_their_stated_values():
+    full, empty = np.ones((3, 3, 3), bool), np.zeros((3, 3, 3), bool)
+    assert (dice(empty, empty), dice(full, empty)) == (1, 0)
+    assert sensitivity(full, empty) is None
+    assert precision(empty, full) is None
+    assert volume_difference_percent(full, empty) is None
+    assert hausdorff95_mm(empty, empty, (1, 1, 1)) == 0
+    assert hausdorff95_mm(full, empty, (1, 1, 1)) is None
+    none = lesion_detection(empty, empty)
+    assert (none.recall, none.precision, none.f1) == (None, None, None)
+    assert lesion_detection(full, empty).f1 == 0
+
+
+def surface_distances(a, b, spacing_kji):
+    """Distances from the surface voxels of a to the nearest surface voxel of b."""
+    cross = ndimage.generate_binary_structure(3, 1)
+    edge = [m & ~ndimage.binary_erosion(m, cross) for m in (a, b)]
+    points = [np.argwhere(e) * spacing_kji for e in edge]
+    return np.array([np.linalg.norm(points[1] - p, axis=1).min() for p in points[0]])
+
+
+def test_hd95_is_in_millimetres_and_agrees_with_brute_force(ms_reference):
+    box = ndimage.find_objects(ndimage.label(ms_reference.array)[0])[0]
+    reference = np.pad(ms_reference.array[box], 4)
+    answer = ndimage.shift(reference.astype(float), (1, 2, 0), order=0) > 0.5
+    spacing = (0.7, 1.0, 3.0)
+    there = surface_distances(answer, reference, spacing[::-1])
+    back = surface_distances(reference, answer, spacing[::-1])
+    expected = max(np.percentile(there, 95), np.percentile(back, 95))
+    assert hausdorff95_mm(answer, reference, spacing) == pytest.approx(expected, rel=0.02)
+
+
+def test_lesions_count_as_found_when_one_voxel_is_shared():
+    reference = np.zeros((1, 1, 12), bool)
+    reference[..., [1, 2, 5, 9]] = True  # lesions at 1-2, 5, 9
+    answer = np.zeros_like(reference)
+    answer[..., [2, 3, 7, 9, 11]] = True  # answers at 2-3 (right), 7, 9 (right), 11
+    found = lesion_detection(answer, reference)
+    assert (found.found, found.missed, found.right, found.wrong) == (2, 1, 2, 2)
+    assert found.recall == pytest.approx(2 / 3)
+    assert found.precision == pytest.approx(1 / 2)
+    assert found.f1 == pytest.approx(4 / 7)
+    large = lesion_detection(answer, reference, min_voxels=2)
+    assert (large.found, large.missed, large.right, large.wrong) == (1, 0, 1, 0)
+
+
+def test_the_best_threshold_is_the_best_of_all():
+    values = np.array([[[0.1, 0.4, 0.5, 0.6, 0.9, 0.95]]])
+    reference = np.array([[[False, False, True, False, True, True]]])
+    score, threshold = best_threshold_dice(values, np.ones_like(reference), reference, steps=1000)
+    # From 0.5 on: three of three found, one wrong: 6/7. Above 0.6 it would be 4/5.
+    assert score == pytest.approx(6 / 7)
+    assert 0.4 <= threshold < 0.5

@@ -1,0 +1,218 @@
+"""Training: cases, patches, the budget, resuming, and that it learns."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from medsegcore.errors import MissingInputError, OutputError, SettingError
+from medsegcore.imaging import Image, read_image, write_image
+from medsegcore.models import ModelFolder, TrainingRecord
+from medsegcore.training.augmentation import RandDropInputsd, training_transforms
+from medsegcore.training.cases import CountingSampler, PatchDataset, find_cases, load_case
+from medsegcore.training.module import Budget, BudgetedLearningRate, ramped_average
+from medsegcore.training.recipes import RSANetRecipe
+from medsegcore.training.trainer import split_cases, train
+
+SMALL = RSANetRecipe(
+    width=4, norm_groups=2, patch=(32, 32, 32), batch_size=2, warmup_steps=2, ema_decay=0.9
+)
+RECORD = TrainingRecord(
+    recipe="rsanet", date="2026-01-01", minutes=0, steps=0, device="", seed=1, settings={}
+)
+
+
+@pytest.fixture(scope="module")
+def data(ms_case_dir, tmp_path_factory):
+    """Three cases of two patients, cut from the real sample; the last has no T2."""
+    root = tmp_path_factory.mktemp("data") / "open_ms"
+    cuts = {"a_1": slice(20, 70), "a_2": slice(30, 80), "b": slice(50, 100)}
+    for name, cut in cuts.items():
+        (root / name).mkdir(parents=True)
+        for key in ("t1", "t2", "flair", "lesion"):
+            if (name, key) == ("b", "t2"):
+                continue
+            image = read_image(ms_case_dir / f"{key}.nii.gz")
+            box = (cut, slice(40, 120), slice(30, 100))
+            write_image(
+                Image(image.array[box], image.grid.crop(box).affine), root / name / f"{key}.nii.gz"
+            )
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(data):
+    description = SMALL.description(RECORD)
+    return [load_case(case, description) for case in find_cases(data, SMALL.keys)]
+
+
+def test_cases_know_their_patient_and_what_is_missing(data, tmp_path):
+    cases = find_cases(data, SMALL.keys)
+    assert [(c.id, c.patient, sorted(c.images)) for c in cases] == [
+        ("a_1", "a", ["flair", "t1", "t2"]),
+        ("a_2", "a", ["flair", "t1", "t2"]),
+        ("b", "b", ["flair", "t1"]),
+    ]
+    training, test = split_cases(cases, ["a"])
+    assert ([c.id for c in training], [c.id for c in test]) == (["b"], ["a_1", "a_2"])
+    with pytest.raises(MissingInputError, match="'c' has no case"):
+        split_cases(cases, ["c"])
+    with pytest.raises(MissingInputError, match="No case is left"):
+        split_cases(cases, ["a", "b"])
+    with pytest.raises(MissingInputError, match="no case with a"):
+        find_cases(tmp_path, SMALL.keys)
+
+
+def test_patches_are_the_same_whenever_they_are_made(prepared):
+    first = PatchDataset(prepared, ["a", "a", "b"], SMALL.transforms(), seed=3)
+    second = PatchDataset(prepared, ["a", "a", "b"], SMALL.transforms(), seed=3)
+    for n in (4, 0, 9):
+        a, b = first[n], second[n]
+        assert a["image"].shape == (3, 32, 32, 32)
+        assert a["label"].shape == (1, 32, 32, 32)
+        assert torch.equal(a["image"], b["image"])
+        assert torch.equal(a["label"], b["label"])
+        assert set(a["label"].unique().tolist()) <= {0.0, 1.0}
+    other = PatchDataset(prepared, ["a", "a", "b"], SMALL.transforms(), seed=4)
+    assert not torch.equal(other[0]["image"], first[0]["image"])
+    assert [n for n, _ in zip(CountingSampler(7), range(3), strict=False)] == [7, 8, 9]
+
+
+def test_augmentation_uses_the_whole_range_of_each_setting(prepared):
+    from monai.transforms import RandAdjustContrastd
+
+    transforms = SMALL.transforms()
+    contrast = next(
+        t for outer in transforms.transforms for t in getattr(
+            getattr(outer, "transform", None), "transforms", [])
+        if isinstance(t, RandAdjustContrastd)
+    )  # fmt: skip
+    patches = PatchDataset(prepared, ["a", "a", "b"], transforms, seed=1)
+    gammas = []
+    for n in range(60):
+        patches[n]
+        if contrast._do_transform:
+            gammas.append(contrast.adjuster.gamma_value)
+    assert 15 <= len(gammas) <= 45
+    assert min(gammas) < 0.75
+    assert max(gammas) > 1.45
+
+
+def test_every_patient_is_drawn_equally_often(prepared):
+    patches = PatchDataset(prepared, ["a", "a", "b"], SMALL.transforms(), seed=1)
+    assert patches.shares.tolist() == [0.25, 0.25, 0.5]
+
+
+def test_outside_of_the_foreground_stays_zero_under_every_augmentation(prepared):
+    transforms = training_transforms(SMALL.keys, (32, 32, 32), {})
+    patches = PatchDataset(prepared[:1], ["a"], transforms, seed=2)
+    for n in range(8):
+        image = patches[n]["image"]
+        inside = (image != 0).float().mean().item()
+        assert 0 < inside <= 1
+        assert torch.isfinite(image).all()
+
+
+def test_dropped_inputs_are_zero_as_often_as_stated():
+    drop = RandDropInputsd({"t2": 0.4})
+    drop.set_random_state(seed=1)
+    dropped = [not drop({"t2": torch.ones(1), "t1": torch.ones(1)})["t2"].any() for _ in range(500)]
+    assert np.mean(dropped) == pytest.approx(0.4, abs=0.06)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
+    budget = Budget(None, 1000)
+    rate = BudgetedLearningRate(budget, 1e-3, warmup_steps=10)
+    assert rate.at(0) == pytest.approx(1e-4, rel=0.02)
+    assert rate.at(500) == pytest.approx(1e-3 * 0.51)
+    assert rate.at(1000) == pytest.approx(1e-5)
+
+
+def test_the_running_mean_is_its_formula_by_hand():
+    mean = torch.tensor(2.0)
+    # After 0 steps the memory is 1/10: 2 + (10 - 2) * 0.9 = 9.2; later it is the decay.
+    assert ramped_average(0.999)(mean, torch.tensor(10.0), 0).item() == pytest.approx(9.2)
+    assert ramped_average(0.5)(mean, torch.tensor(10.0), 999).item() == pytest.approx(6.0)
+
+
+class Stopped(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_after_a_break_with_the_same_losses(data, tmp_path):
+    def losses_into(seen, stop=None):
+        def progress(step, loss, done, left):
+            seen[step] = loss
+            assert 0 < done <= 1
+            if step == stop:
+                raise Stopped
+
+        return progress
+
+    whole, broken, resumed = {}, {}, {}
+    options = {"test_patients": ["b"], "steps": 12, "device": "cpu", "workers": 0, "seed": 5}
+    train(SMALL, data, tmp_path / "whole", progress=losses_into(whole), **options)
+    with pytest.raises(Stopped):
+        train(SMALL, data, tmp_path / "broken", progress=losses_into(broken, 6), **options)
+    with pytest.raises(SettingError, match="holds a training already"):
+        train(SMALL, data, tmp_path / "broken", **options)
+    run = train(
+        SMALL, data, tmp_path / "broken", progress=losses_into(resumed), resume=True, **options
+    )
+    assert sorted(resumed) == list(range(7, 13))
+    # The reported loss is the mean since the start of the process: undo it to compare steps.
+    own = {step: step * whole[step] - (step - 1) * whole.get(step - 1, 0) for step in whole}
+    again = {
+        step: (step - 6) * resumed[step] - (step - 7) * resumed.get(step - 1, 0)
+        for step in resumed
+    }
+    for step, loss in again.items():
+        assert loss == pytest.approx(own[step], abs=1e-4)
+    assert run.folder.description.training.steps == 12
+    a, b = (ModelFolder.read(tmp_path / n / "model").load_network() for n in ("whole", "broken"))
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=2e-3, rtol=1e-2, msg=name)
+    assert any((tmp_path / "whole" / "curves").glob("events.out.tfevents*"))
+    with pytest.raises(OutputError, match="exists already"):
+        (tmp_path / "broken" / "last.ckpt").unlink()
+        train(SMALL, data, tmp_path / "broken", **options)
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_its_minutes_and_writes_a_sound_model(data, tmp_path):
+    run = train(SMALL, data, tmp_path / "r", ["a"], minutes=0.1, device="cpu", workers=0)
+    assert run.folder.description.training.minutes < 0.6
+    run.folder.verify()
+    content = json.loads((run.folder.path / "model.json").read_text())
+    assert [u["split"] for u in content["data"]] == ["training", "test"]
+    assert content["data"][0]["patients"] == ["b"]
+    assert content["training"]["settings"]["width"] == 4
+
+
+@pytest.mark.slow
+def test_it_learns_a_real_patch_by_heart(data, prepared):
+    torch.manual_seed(1)
+    case = prepared[0]
+    box = (slice(None), slice(8, 40), slice(20, 52), slice(20, 52))
+    x = torch.cat([case[key][box] for key in SMALL.keys])[None]
+    y = case["label"][box][None]
+    assert y.sum() > 100
+    network = RSANetRecipe(width=8, norm_groups=4).network()
+    loss = SMALL.loss_function(0.02)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss(network(x), y).backward()
+        optimizer.step()
+    answer = network.eval()(x).argmax(dim=1, keepdim=True)
+    assert (2 * (answer * y).sum() / (answer.sum() + y.sum())).item() > 0.95
+
+
+def test_a_training_without_budget_or_checkpoint_is_refused(data, tmp_path):
+    with pytest.raises(SettingError, match="no budget"):
+        train(SMALL, data, tmp_path / "r", [])
+    with pytest.raises(SettingError, match="to resume from"):
+        train(SMALL, data, tmp_path / "r", [], steps=2, resume=True)
+    with pytest.raises(SettingError, match="no device 'tpu'"):
+        train(SMALL, data, tmp_path / "r", [], steps=2, device="tpu")
