@@ -78,7 +78,7 @@ class _Builder:
         self.result, self.scene, self.reference = result, scene, referenceNode
         self.hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
         self.title = self._freeTitle(title)
-        self.made: list = []
+        self.before = self._nodeIds()
         self.folder = 0
         # Nodes under a transform hold local coordinates; the result is in the world's.
         transform = referenceNode.GetParentTransformNode()
@@ -114,10 +114,16 @@ class _Builder:
         return nodes
 
     def undo(self) -> None:
-        for node in self.made:
-            self.scene.RemoveNode(node)
+        """Take out what was added so far, displays and color tables included."""
+        for nodeId in self._nodeIds() - self.before:
+            node = self.scene.GetNodeByID(nodeId)
+            if node is not None:
+                self.scene.RemoveNode(node)
         if self.folder:
             self.hierarchy.RemoveItem(self.folder)
+
+    def _nodeIds(self) -> set[str]:
+        return {self.scene.GetNthNode(n).GetID() for n in range(self.scene.GetNumberOfNodes())}
 
     def _freeTitle(self, title: str) -> str:
         names, number = set(), 2
@@ -140,7 +146,6 @@ class _Builder:
 
     def _adopt(self, node, role: str, key: str = "") -> None:
         """Into the folder, under the reference's transform, marked as part of this run."""
-        self.made.append(node)
         node.SetAttribute(RUN, self.title)
         node.SetAttribute(ROLE, role)
         node.SetAttribute(KEY, key)

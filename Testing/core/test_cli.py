@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+
 from medsegcore.cli import main
 from medsegcore.cli.app import file_and_volume, input_files, recipe_settings, thresholds
 from medsegcore.errors import InputError
@@ -97,7 +98,8 @@ def test_evaluate_measures_a_case(ms_case_dir, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_cancelled_run_leaves_nothing_behind(ms_case_dir, tmp_path):
     command = [sys.executable, "-m", "medsegcore", "predict", "--model", "ms-lesion-rsanet",
-               *inputs(ms_case_dir), "--out", str(tmp_path / "r"), "--device", "cpu", "--json"]  # fmt: skip
+               *inputs(ms_case_dir), "--out", str(tmp_path / "r"), "--device", "cpu",
+               "--json"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if '"segment"' in line:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
+
 from medsegcore.errors import (
     ColorImageError,
     EmptyImageError,
@@ -29,7 +31,6 @@ from medsegcore.imaging import (
     without_nans,
     write_image,
 )
-from scipy import ndimage
 
 
 def rotation(degrees, axis=2):
@@ -188,7 +189,7 @@ def test_a_truncated_file_of_each_format_is_unreadable(ms_images, tmp_path, exte
     path = tmp_path / f"a.{extension}"
     write_image(ms_images["flair"], path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    with pytest.raises(UnreadableImageError, match="a.*cannot be read|truncated"):
+    with pytest.raises(UnreadableImageError, match=r"a.*cannot be read|truncated"):
         read_image(path)
 
 
@@ -244,9 +245,7 @@ def test_a_file_with_a_sheared_geometry_is_a_geometry_error(ms_case_dir, tmp_pat
     content = bytearray(gzip.decompress((ms_case_dir / "lesion.nii.gz").read_bytes()))
     # The sform's first row (srow_x) stands at byte 280 of a NIfTI header; sform_code at 254.
     content[252:256] = np.array([0, 1], "<i2").tobytes()
-    content[280:328] = np.array(
-        [[1, 0.6, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], "<f4"
-    ).tobytes()
+    content[280:328] = np.array([[1, 0.6, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], "<f4").tobytes()
     (tmp_path / "a.nii").write_bytes(content)
     with pytest.raises(GeometryError):
         check_image(read_image(tmp_path / "a.nii"))

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.spatial.distance import pdist
+
 from medsegcore.imaging import Grid, to_sitk
 from medsegcore.inference.lesions import find_lesions, label_voxels, longest_diameter_mm
 from medsegcore.models import Label
-from scipy.spatial.distance import pdist
 
 LESION = Label(value=1, name="lesion", color=(255, 0, 0))
 CORE = Label(value=2, name="core", color=(0, 255, 0))
@@ -68,7 +69,9 @@ def test_longest_diameter_is_the_largest_distance_of_all_corner_pairs():
     mask = random.random((5, 6, 7)) < 0.2
     half = np.array(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5])).reshape(3, -1).T
     corners = (np.argwhere(mask)[:, None, ::-1] + half).reshape(-1, 3) @ affine[:3, :3].T
-    assert longest_diameter_mm(mask, Grid(mask.shape, affine)) == pytest.approx(pdist(corners).max())
+    assert longest_diameter_mm(mask, Grid(mask.shape, affine)) == pytest.approx(
+        pdist(corners).max()
+    )
 
 
 def test_the_label_of_the_highest_probability_at_its_own_threshold_wins():

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
+
 from medsegcore.evaluation.metrics import (
     best_threshold_dice,
     dice,
@@ -11,7 +13,6 @@ from medsegcore.evaluation.metrics import (
     sensitivity,
     volume_difference_percent,
 )
-from scipy import ndimage
 
 
 @pytest.fixture

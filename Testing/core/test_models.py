@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+
 from medsegcore.errors import (
     ModelArchiveError,
     ModelChecksumError,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from medsegcore.errors import (
     CancelledError,
     DeviceError,
@@ -10,8 +11,8 @@ from medsegcore.errors import (
     OutOfMemoryError,
     SettingError,
 )
-from medsegcore.evaluation.metrics import dice
 from medsegcore.evaluation.evaluate import threshold_baseline
+from medsegcore.evaluation.metrics import dice
 from medsegcore.imaging import Grid, Image, read_image, reorient, resample
 from medsegcore.inference import Predictor, SliceAttention, SpatialAttention
 from medsegcore.inference.preprocess import prepare
@@ -201,8 +202,10 @@ def test_out_of_memory_is_retried_with_smaller_tiles(predictor, ms_images, ms_re
 def test_settings_out_of_range_are_named(predictor, ms_images, shipped_model):
     name = shipped_model.description.labels[0].name
     for thresholds, words in (
-        ({name: 1.5}, "is 1.5"), ({name: float("nan")}, "is nan"), ({"cyst": 0.5}, "no label 'cyst'")
-    ):  # fmt: skip
+        ({name: 1.5}, "is 1.5"),
+        ({name: float("nan")}, "is nan"),
+        ({"cyst": 0.5}, "no label 'cyst'"),
+    ):
         with pytest.raises(SettingError, match=words):
             predictor.predict(ms_images, thresholds=thresholds)
     with pytest.raises(SettingError, match="-1 ml"):

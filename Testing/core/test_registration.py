@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from medsegcore.errors import CancelledError, OverlapError
 from medsegcore.imaging import Image, from_sitk, grid_with_spacing, register, resample, to_sitk
 
@@ -34,7 +35,9 @@ def error_mm(found: sitk.Transform, true: sitk.Transform, image: Image) -> float
         np.mean(
             [
                 np.linalg.norm(
-                    np.subtract(found.TransformPoint(p.tolist()), inverse.TransformPoint(p.tolist()))
+                    np.subtract(
+                        found.TransformPoint(p.tolist()), inverse.TransformPoint(p.tolist())
+                    )
                 )
                 for p in points
             ]

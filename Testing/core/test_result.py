@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
+
 from medsegcore.errors import OutputError, SettingError, UnreadableImageError
 from medsegcore.inference import Result
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from medsegcore.errors import ModelSchemaError
 from medsegcore.networks import create_network
 from medsegcore.networks.blocks import NonLocalBlock3d
@@ -13,7 +15,6 @@ from medsegcore.networks.rsanet import (
     RSANetConfig,
     slice_attention,
 )
-from safetensors.torch import load_file, save_file
 
 SMALL = {"width": 8, "norm_groups": 4}
 

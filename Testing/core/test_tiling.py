@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from medsegcore.imaging import Grid
 from medsegcore.inference.attention import SliceAttentionSum
 from medsegcore.inference.tiling import (

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from medsegcore.errors import MissingInputError, OutputError, SettingError
 from medsegcore.imaging import Image, read_image, write_image
 from medsegcore.models import ModelFolder, TrainingRecord
@@ -164,8 +165,7 @@ def test_a_training_goes_on_after_a_break_with_the_same_losses(data, tmp_path):
     # The reported loss is the mean since the start of the process: undo it to compare steps.
     own = {step: step * whole[step] - (step - 1) * whole.get(step - 1, 0) for step in whole}
     again = {
-        step: (step - 6) * resumed[step] - (step - 7) * resumed.get(step - 1, 0)
-        for step in resumed
+        step: (step - 6) * resumed[step] - (step - 7) * resumed.get(step - 1, 0) for step in resumed
     }
     for step, loss in again.items():
         assert loss == pytest.approx(own[step], abs=1e-4)
@@ -174,8 +174,8 @@ def test_a_training_goes_on_after_a_break_with_the_same_losses(data, tmp_path):
     for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=2e-3, rtol=1e-2, msg=name)
     assert any((tmp_path / "whole" / "curves").glob("events.out.tfevents*"))
+    (tmp_path / "broken" / "last.ckpt").unlink()
     with pytest.raises(OutputError, match="exists already"):
-        (tmp_path / "broken" / "last.ckpt").unlink()
         train(SMALL, data, tmp_path / "broken", **options)
 
 

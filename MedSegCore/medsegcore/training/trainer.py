@@ -1,6 +1,7 @@
 """One training: from a folder of cases and a recipe to a model folder."""
 
 import datetime
+import logging
 import os
 import platform
 import warnings
@@ -16,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from medsegcore.errors import MissingInputError, SettingError
+from medsegcore.errors import MissingInputError, OutputError, SettingError
 from medsegcore.models import DatasetUse, ModelFolder, TrainingRecord
 from medsegcore.training.cases import Case, CountingSampler, PatchDataset, find_cases, load_case
 from medsegcore.training.module import (
@@ -29,6 +30,8 @@ from medsegcore.training.recipes import RSANetRecipe
 
 Progress = Callable[[int, float, float, float | None], None]
 CHECKPOINT = "last.ckpt"
+# Lightning announces devices and products; the caller has `progress`.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 MODEL = "model"
 
 SOURCES = {
@@ -127,6 +130,8 @@ def train(
         raise SettingError(
             f"'{out}' holds a training already.", "Resume it or choose another folder."
         )
+    if not resume and (out / MODEL).exists():
+        raise OutputError(f"'{out / MODEL}' exists already.", "Choose another folder.")
     training, test = split_cases(find_cases(data, recipe.keys), test_patients)
     L.seed_everything(seed, verbose=False)
     record = TrainingRecord(
@@ -147,6 +152,8 @@ def train(
     with warnings.catch_warnings():
         # An endless loader without length, and one that runs its workers in this very process.
         warnings.filterwarnings("ignore", module="lightning.*")
+        # Histogram shifts of patches without contrast; they are then left as they are.
+        warnings.filterwarnings("ignore", message=".*same min and max.*")
         trainer.fit(
             module, datamodule=loader, ckpt_path=checkpoint if resume else None, weights_only=True
         )
