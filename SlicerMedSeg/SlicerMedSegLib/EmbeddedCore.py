@@ -1,7 +1,9 @@
 """Slicer's scene and logics without the application, on the wheel `slicer-core`."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import slicer
@@ -91,7 +93,9 @@ class EmbeddedCore:
             # The bundle's inner folder is named after the file, so it has its final name already.
             temporary = Path(folder) / path.name
             messages = slicer.vtkMRMLMessageCollection()
-            if not self.scene.WriteToMRB(str(temporary), None, messages):
+            with _workingFolderKept():
+                written = self.scene.WriteToMRB(str(temporary), None, messages)
+            if not written:
                 raise OSError(f"'{path}' cannot be written: {messages.GetAllMessagesAsString()}")
             os.replace(temporary, path)
         return path
@@ -102,6 +106,19 @@ class EmbeddedCore:
         Raises:
             OSError: it cannot be read.
         """
+        path = Path(path).absolute()
         messages = slicer.vtkMRMLMessageCollection()
-        if not Path(path).is_file() or not self.scene.ReadFromMRB(str(path), False, messages):
+        with _workingFolderKept():
+            read = path.is_file() and self.scene.ReadFromMRB(str(path), False, messages)
+        if not read:
             raise OSError(f"'{path}' cannot be read: {messages.GetAllMessagesAsString()}")
+
+
+@contextlib.contextmanager
+def _workingFolderKept() -> Iterator[None]:
+    """Slicer's bundle code steps into a temporary folder and, when it fails, stays there."""
+    before = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(before)

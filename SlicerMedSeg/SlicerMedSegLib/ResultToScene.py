@@ -62,15 +62,12 @@ def addResultToScene(result: Result, scene, referenceNode, title: str) -> Result
         title: e.g. the model's title; a number is added when the scene has one of that name.
     """
     builder = _Builder(result, scene, referenceNode, title)
-    scene.StartState(slicer.vtkMRMLScene.BatchProcessState)
+    # Not as a batch: the segmentations' displayable managers miss nodes that are added in one.
     try:
-        nodes = builder.build()
+        return builder.build()
     except BaseException:
         builder.undo()
         raise
-    finally:
-        scene.EndState(slicer.vtkMRMLScene.BatchProcessState)
-    return nodes
 
 
 class _Builder:

@@ -167,6 +167,7 @@ class SliceView(_View):
         self.image.mapper.SetInputConnection(None)
         self.core.applicationLogic.GetSliceLogics().RemoveItem(self.logic)
         composite = self.logic.GetSliceCompositeNode()
+        self.logic.DeleteSliceModel()
         self.logic.SetMRMLScene(None)
         for node in (composite, self.node):
             self.core.scene.RemoveNode(node)

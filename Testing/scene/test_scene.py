@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import slicer
 import vtk
+import vtk.util.numpy_support
 
 from medsegcore.errors import ColorImageError, EmptyImageError, GeometryError, MissingInputError
-from medsegcore.imaging import Image, resample
+from medsegcore.imaging import Image, reorient, resample
 from medsegcore.inference import Result
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
 from SlicerMedSegLib.ResultToScene import CHECKSUM, addResultToScene, checksum, findRuns
@@ -252,9 +253,11 @@ def snapshot(core):
                     color = np.round(segment.GetColor(), 4).tolist()
                     content = (segment.GetName(), color, str(tag), checksum(segmentMask(node)))
                 elif node.IsA("vtkMRMLVolumeNode"):
-                    array = slicer.util.arrayFromVolume(node)
-                    content = (array.tobytes(), localAffine(node).round(5).tolist(),
-                               node.GetDisplayNode().GetColorNode().GetName())  # fmt: skip
+                    # Slicer's reader turns left-handed axes round: compare where voxels lie.
+                    image = reorient(imageFromVolumeNode(node), "RAS")
+                    colors = node.GetDisplayNode().GetColorNode().GetName()
+                    values = image.array.astype(np.float32).tobytes()
+                    content = (values, image.affine.round(4).tolist(), colors)
                 elif node.IsA("vtkMRMLTableNode"):
                     table = node.GetTable()
                     content = [

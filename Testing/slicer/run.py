@@ -9,15 +9,20 @@ from pathlib import Path
 
 import slicer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "SlicerMedSeg"))
 
-try:
-    import SlicerMedSeg
+def run() -> int:
+    """The exit code of the self-test."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "SlicerMedSeg"))
+    try:
+        import SlicerMedSeg
 
-    SlicerMedSeg.addCoreToPath()
-    SlicerMedSeg.SlicerMedSegTest().runTest()
-except Exception:
-    traceback.print_exc()
-    slicer.util.exit(1)
-else:
-    slicer.util.exit(0)
+        SlicerMedSeg.addCoreToPath()
+        SlicerMedSeg.SlicerMedSegTest().runTest()
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    slicer.util.exit(run())
