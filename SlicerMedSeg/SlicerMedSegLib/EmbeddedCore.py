@@ -9,6 +9,8 @@ from pathlib import Path
 import slicer
 import vtk
 
+from medsegcore.errors import OutputError, UnreadableImageError
+
 
 class EmbeddedCore:
     """A MRML scene with the logics that the application would have, for headless use.
@@ -66,6 +68,15 @@ class EmbeddedCore:
         """Empty the scene and let go of everything; harmless when called twice."""
         if self.scene is None:
             return
+        # Logics that lose their scene look for the subject hierarchy once more, and say so.
+        vtk.vtkObject.GlobalWarningDisplayOff()
+        try:
+            self._takeApart()
+        finally:
+            vtk.vtkObject.GlobalWarningDisplayOn()
+        self._cache.cleanup()
+
+    def _takeApart(self) -> None:
         self.scene.Clear(1)
         # The logics observe the scene: they have to go before it.
         for name, logic in self.logics.items():
@@ -78,17 +89,18 @@ class EmbeddedCore:
         self.applicationLogic = None
         slicer.mrmlScene = self._sceneBefore
         self.scene = None
-        self._cache.cleanup()
 
     def saveScene(self, path: str | Path) -> Path:
         """Write the whole scene into one .mrb; it appears as a whole or not at all.
 
         Raises:
-            OSError: it cannot be written.
+            OutputError: it cannot be written.
         """
         path = Path(path).absolute()
         if path.suffix != ".mrb":
-            raise OSError(f"'{path.name}' has to end with .mrb.")
+            raise OutputError(f"'{path.name}' has to end with .mrb.")
+        if not path.parent.is_dir():
+            raise OutputError(f"There is no folder '{path.parent}'.", "Create it first.")
         with tempfile.TemporaryDirectory(prefix=".scene-", dir=path.parent) as folder:
             # The bundle's inner folder is named after the file, so it has its final name already.
             temporary = Path(folder) / path.name
@@ -96,7 +108,10 @@ class EmbeddedCore:
             with _workingFolderKept():
                 written = self.scene.WriteToMRB(str(temporary), None, messages)
             if not written:
-                raise OSError(f"'{path}' cannot be written: {messages.GetAllMessagesAsString()}")
+                raise OutputError(
+                    f"'{path}' cannot be written: {messages.GetAllMessagesAsString().strip()}",
+                    "Check the free space and the permissions.",
+                )
             os.replace(temporary, path)
         return path
 
@@ -104,14 +119,17 @@ class EmbeddedCore:
         """Add what a .mrb holds to the scene.
 
         Raises:
-            OSError: it cannot be read.
+            UnreadableImageError: it cannot be read.
         """
         path = Path(path).absolute()
         messages = slicer.vtkMRMLMessageCollection()
         with _workingFolderKept():
             read = path.is_file() and self.scene.ReadFromMRB(str(path), False, messages)
         if not read:
-            raise OSError(f"'{path}' cannot be read: {messages.GetAllMessagesAsString()}")
+            raise UnreadableImageError(
+                f"'{path}' cannot be read: {messages.GetAllMessagesAsString().strip()}",
+                "It is missing or no scene that Slicer saved.",
+            )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,14 @@ import slicer
 import vtk
 import vtk.util.numpy_support
 
-from medsegcore.errors import ColorImageError, EmptyImageError, GeometryError, MissingInputError
+from medsegcore.errors import (
+    ColorImageError,
+    EmptyImageError,
+    GeometryError,
+    MissingInputError,
+    OutputError,
+    UnreadableImageError,
+)
 from medsegcore.imaging import Image, reorient, resample
 from medsegcore.inference import Result
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
@@ -284,12 +291,12 @@ def test_a_scene_saved_and_loaded_again_is_the_same(core, flair, ms_result, tmp_
 
 
 def test_a_scene_that_cannot_be_written_or_read_says_so(core, flair, tmp_path):
-    with pytest.raises(OSError, match="end with"):
+    with pytest.raises(OutputError, match="end with"):
         core.saveScene(tmp_path / "scene.txt")
-    with pytest.raises(OSError, match="absent"):
+    with pytest.raises(OutputError, match="absent"):
         core.saveScene(tmp_path / "absent" / "scene.mrb")
     (tmp_path / "bad.mrb").write_text("no bundle")
-    with pytest.raises(OSError, match="cannot be read"):
+    with pytest.raises(UnreadableImageError, match="cannot be read"):
         core.loadScene(tmp_path / "bad.mrb")
     assert [p.name for p in tmp_path.iterdir()] == ["bad.mrb"]
 

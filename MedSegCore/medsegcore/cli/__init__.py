@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a defect of MedSeg, 2 wrong usage, 3 an input, 4 a model, 
 (device, memory), 6 an output, 130 cancelled.
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -27,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
         if console.debug:
             traceback.print_exc()
         return console.fail(error)
+    except BrokenPipeError:
+        # The reader, e.g. `head`, has seen enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as leaving:
         console.stop()
         return leaving.code if isinstance(leaving.code, int) else 1

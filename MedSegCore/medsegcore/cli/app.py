@@ -141,6 +141,10 @@ def _add_train(app: typer.Typer, console: Console) -> None:
         resume: Annotated[
             bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")
         ] = False,
+        limit: Annotated[
+            list[str] | None,
+            typer.Option(help="A sentence for the card's limits; may be repeated."),
+        ] = None,
     ) -> None:
         """Train a model on a folder of cases, measure it, and write a model folder."""
         from medsegcore.cli.train import run_train
@@ -150,7 +154,7 @@ def _add_train(app: typer.Typer, console: Console) -> None:
             {
                 "data": data, "out": out, "test_patients": test or [], "minutes": minutes,
                 "steps": steps, "device": device, "seed": seed, "workers": workers,
-                "resume": resume,
+                "resume": resume, "limits": limit or [],
             },
         )  # fmt: skip
 

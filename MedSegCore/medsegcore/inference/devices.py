@@ -1,14 +1,11 @@
 """Which device computes, and in which precision."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from medsegcore.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
-
-DeviceName = Literal["auto", "cuda", "mps", "cpu"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def choose_device(wanted: str = "auto") -> "torch.device":
@@ -78,16 +75,3 @@ def choose_precision(wanted: str, device: "torch.device") -> "torch.dtype":
     if wanted == "fp16" and device.type == "cpu":
         raise DeviceError("The precision fp16 does not run on the CPU.", "Use fp32 or bf16.")
     return known[wanted]
-
-
-def free_memory_mb(device: "torch.device") -> int | None:
-    """Free memory of the device in MB; None where it cannot be told."""
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] / 1e6)
-    if device.type == "cpu":
-        import psutil
-
-        return int(psutil.virtual_memory().available / 1e6)
-    return None

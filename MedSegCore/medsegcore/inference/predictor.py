@@ -55,7 +55,7 @@ class Predictor:
         self.dtype = choose_precision(precision, self.device)
         network = model_folder.load_network()
         # 3D convolutions run twice as fast so on CPUs.
-        if self.description.grid.dimensionality == "3D" and self.device.type != "mps":
+        if self.device.type != "mps":
             network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.network = network.to(self.device)
 

@@ -120,7 +120,7 @@ class GridSpec(Part):
 
     orientation: Annotated[str, StringConstraints(pattern=r"^[RL][AP][SI]$")] = "RAS"
     spacing: tuple[Millimetres, Millimetres, Millimetres]
-    dimensionality: Literal["2D", "3D"] = "3D"
+    dimensionality: Literal["3D"] = "3D"
     tile: tuple[Voxels, Voxels, Voxels]
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
     multiple: Annotated[int, Field(ge=1, le=128)] = 1
@@ -155,7 +155,7 @@ class AttentionSpec(Part):
     """One attention map that the network gives; `axis` for slice attention alone."""
 
     key: Key
-    kind: Literal["spatial", "slice", "correlation"]
+    kind: Literal["spatial", "slice"]
     title: str
     axis: Literal["sagittal", "coronal", "axial"] | None = None
 

@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +97,7 @@ def train(
     seed: int = 1,
     workers: int = 1,
     resume: bool = False,
+    limits: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> TrainingRun:
     """Train on every case of `data` but those of the test patients, and write a model folder.
@@ -111,6 +112,7 @@ def train(
         seed: of the weights and of the patches.
         workers: processes that make patches; 0 makes them in this one.
         resume: go on from `last.ckpt` of `out`.
+        limits: sentences that the card is to have beside the recipe's own.
         progress: called after each step with (step, loss, share done 0..1, seconds left or None).
 
     Raises:
@@ -165,7 +167,11 @@ def train(
         }
     )
     description = description.model_copy(
-        update={"training": record, "data": data_use(training, test)}
+        update={
+            "training": record,
+            "data": data_use(training, test),
+            "limits": [_size_of(training), *description.limits, *limits],
+        }
     )
     folder = ModelFolder.write(out / MODEL, description, module.network, replace=resume)
     return TrainingRun(folder, training, test, report.loss)
@@ -243,6 +249,17 @@ def split_cases(cases: list[Case], test_patients: list[str]) -> tuple[list[Case]
     if not training:
         raise MissingInputError("No case is left to train on.", "Name fewer test patients.")
     return training, [case for case in cases if case.patient in test_patients]
+
+
+def _size_of(training: list[Case]) -> str:
+    """What the card says first of a model's limits."""
+    patients = len({case.patient for case in training})
+    sources = len({case.source for case in training})
+    return (
+        f"Trained on {len(training)} cases of {patients} patients from {sources} "
+        f"data set{'s' if sources > 1 else ''}: how it does on other scanners and protocols is "
+        "not known."
+    )
 
 
 def data_use(training: list[Case], test: list[Case]) -> list[DatasetUse]:

@@ -153,7 +153,13 @@ class RSANetRecipe:
             metrics=[],
             intended_use="Research and teaching. Not a medical device; every contour has to be "
             "checked by a reader before anything is concluded from it.",
-            limits=[],
+            limits=[
+                "The images have to be skull-stripped and of one patient and visit; thick slices, "
+                "children and diseases other than multiple sclerosis are untested.",
+                "It does not tell active lesions from old ones, nor white-matter lesions of "
+                "multiple sclerosis from others.",
+                "Small lesions are missed more often than large ones: see the lesion-wise figures.",
+            ],
             citation=[PAPER],
             memory_mb=0,
         )
