@@ -43,7 +43,7 @@ $(READY): constraints.txt MedSegCore/pyproject.toml
 	@touch $(READY)
 
 # Offscreen OpenGL: installed where we may, named where we may not.
-PACKAGES := libegl1 libgl1 libopengl0 libglx0 libx11-6 libxt6 libxrender1
+PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libopengl0 libx11-6
 system: $(READY)
 	@if $(BIN)/python Testing/system_libraries.py; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \

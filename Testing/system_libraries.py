@@ -9,6 +9,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).resolve().parents[1] / "SlicerMedSeg")!r})
 from SlicerMedSegLib.SceneViews import chooseRenderWindow
 chooseRenderWindow()
+import slicer
 import vtk
 window = vtk.vtkRenderWindow()
 window.SetOffScreenRendering(1)
@@ -17,9 +18,10 @@ renderer = vtk.vtkRenderer()
 renderer.SetBackground(1, 1, 1)
 window.AddRenderer(renderer)
 window.Render()
-pixels = vtk.vtkUnsignedCharArray()
-window.GetPixelData(0, 0, 15, 15, 0, pixels)
-sys.exit(pixels.GetValue(0) != 255)
+grab = vtk.vtkWindowToImageFilter()
+grab.SetInput(window)
+grab.Update()
+sys.exit(grab.GetOutput().GetPointData().GetScalars().GetValue(0) != 255)
 """
 
 if __name__ == "__main__":

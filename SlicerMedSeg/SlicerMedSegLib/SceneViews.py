@@ -33,7 +33,7 @@ def chooseRenderWindow() -> None:
             return
     raise OutputError(
         "Pictures cannot be rendered: neither EGL nor OSMesa is installed.",
-        "On Debian or Ubuntu: apt-get install libegl1 libgl1 libopengl0.",
+        "On Debian or Ubuntu: apt-get install libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri.",
     )
 
 
