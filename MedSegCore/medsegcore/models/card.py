@@ -7,6 +7,7 @@ def model_card(description: ModelDescription) -> str:
     """The card in Markdown."""
     d = description
     use = "allowed" if d.weights.commercial_use else "NOT allowed"
+    citations = dict.fromkeys([*d.citation, *(u.citation for u in d.data)])
     lines = [
         f"# {d.title}",
         "",
@@ -22,6 +23,30 @@ def model_card(description: ModelDescription) -> str:
         "",
         *_metric_table(d.metrics),
         "",
+        *_inputs_and_output(d),
+        "",
+        *_training(d),
+        "",
+        "## Licence",
+        "",
+        f"Weights: {d.weights.license}; commercial use is {use}.",
+        "",
+        "## Cost",
+        "",
+        f"About {d.memory_mb} MB of memory.",
+        "",
+        *[f"- {t.what}: {t.seconds:.1f} s on {t.device}" for t in d.timings],
+        "",
+        "## Citation",
+        "",
+        *[f"- {citation}" for citation in citations],
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _inputs_and_output(d: ModelDescription) -> list[str]:
+    lines = [
         "## Inputs",
         "",
         "| key | image | modality | needed | normalisation |",
@@ -36,7 +61,8 @@ def model_card(description: ModelDescription) -> str:
         )
     spacing = " x ".join(f"{s:g}" for s in d.grid.spacing)
     tile = " x ".join(str(n) for n in reversed(d.grid.tile))
-    lines += [
+    return [
+        *lines,
         "",
         f"Grid: {d.grid.orientation}, {spacing} mm, {d.grid.dimensionality} tiles of {tile} "
         "voxels (i x j x k). The answer comes back on the reference image's own grid.",
@@ -45,14 +71,18 @@ def model_card(description: ModelDescription) -> str:
         "",
         *[f"- {x.value}: {x.name} (threshold {x.threshold:g})" for x in d.labels],
         *[f"- attention `{a.key}` ({a.kind}): {a.title}" for a in d.attention],
-        "",
+    ]
+
+
+def _training(d: ModelDescription) -> list[str]:
+    config = ", ".join(f"{name} {value}" for name, value in d.network.config.items())
+    settings = ", ".join(f"{name} {value}" for name, value in d.training.settings.items())
+    return [
         "## Training",
         "",
         f"Recipe `{d.training.recipe}`, {d.training.date}, {d.training.steps} steps in "
         f"{d.training.minutes:.0f} minutes on {d.training.device}, seed {d.training.seed}. "
-        f"Network `{d.network.name}` with "
-        + ", ".join(f"{k} {v}" for k, v in d.network.config.items())
-        + ".",
+        f"Network `{d.network.name}` with {config}.",
         "",
         "| data | used for | cases | patients | licence |",
         "|---|---|---|---|---|",
@@ -61,25 +91,8 @@ def model_card(description: ModelDescription) -> str:
             for u in d.data
         ],
         "",
-        "Settings: "
-        + ", ".join(f"{name} {value}" for name, value in d.training.settings.items())
-        + ".",
-        "",
-        "## Licence",
-        "",
-        f"Weights: {d.weights.license}; commercial use is {use}.",
-        "",
-        "## Cost",
-        "",
-        f"About {d.memory_mb} MB of memory.",
-        *[f"- {t.what}: {t.seconds:.1f} s on {t.device}" for t in d.timings],
-        "",
-        "## Citation",
-        "",
-        *[f"- {c}" for c in [*d.citation, *dict.fromkeys(u.citation for u in d.data)]],
-        "",
+        f"Settings: {settings}.",
     ]
-    return "\n".join(lines)
 
 
 def _metric_table(metrics: list[Metric]) -> list[str]:

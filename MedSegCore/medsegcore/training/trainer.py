@@ -120,20 +120,8 @@ def train(
         MissingInputError: no case, or a test patient that is not there.
         OutputError: the model folder exists already.
     """
-    if minutes is None and steps is None:
-        raise SettingError("The training has no budget.", "Give it minutes or steps.")
     out = Path(out)
-    checkpoint = out / CHECKPOINT
-    if resume and not checkpoint.is_file():
-        raise SettingError(
-            f"There is no '{checkpoint}' to resume from.", "Start the training without resuming."
-        )
-    if not resume and checkpoint.exists():
-        raise SettingError(
-            f"'{out}' holds a training already.", "Resume it or choose another folder."
-        )
-    if not resume and (out / MODEL).exists():
-        raise OutputError(f"'{out / MODEL}' exists already.", "Choose another folder.")
+    _check_start(out, minutes, steps, resume)
     training, test = split_cases(find_cases(data, recipe.keys), test_patients)
     L.seed_everything(seed, verbose=False)
     record = TrainingRecord(
@@ -157,7 +145,10 @@ def train(
         # Histogram shifts of patches without contrast; they are then left as they are.
         warnings.filterwarnings("ignore", message=".*same min and max.*")
         trainer.fit(
-            module, datamodule=loader, ckpt_path=checkpoint if resume else None, weights_only=True
+            module,
+            datamodule=loader,
+            ckpt_path=out / CHECKPOINT if resume else None,
+            weights_only=True,
         )
     record = record.model_copy(
         update={
@@ -175,6 +166,23 @@ def train(
     )
     folder = ModelFolder.write(out / MODEL, description, module.network, replace=resume)
     return TrainingRun(folder, training, test, report.loss)
+
+
+def _check_start(out: Path, minutes: float | None, steps: int | None, resume: bool) -> None:
+    """Refuse what cannot end well before anything is loaded."""
+    if minutes is None and steps is None:
+        raise SettingError("The training has no budget.", "Give it minutes or steps.")
+    checkpoint = out / CHECKPOINT
+    if resume and not checkpoint.is_file():
+        raise SettingError(
+            f"There is no '{checkpoint}' to resume from.", "Start the training without resuming."
+        )
+    if not resume and checkpoint.exists():
+        raise SettingError(
+            f"'{out}' holds a training already.", "Resume it or choose another folder."
+        )
+    if not resume and (out / MODEL).exists():
+        raise OutputError(f"'{out / MODEL}' exists already.", "Choose another folder.")
 
 
 class _Loader(L.LightningDataModule):
