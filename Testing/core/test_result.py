@@ -47,9 +47,7 @@ def test_an_incomplete_result_is_not_loaded(ms_result, tmp_path):
         Result.load(tmp_path / "r")
 
 
-def test_a_failing_disk_leaves_no_complete_result_and_no_temporary_file(
-    ms_result, tmp_path, monkeypatch
-):
+def test_a_full_disk_leaves_what_was_there_before(ms_result, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise RuntimeError("ITK: No space left on device")
 
@@ -57,7 +55,14 @@ def test_a_failing_disk_leaves_no_complete_result_and_no_temporary_file(
         patch.setattr(sitk, "WriteImage", full)
         with pytest.raises(OutputError, match="cannot be written"):
             ms_result.save(tmp_path / "r")
-    assert list((tmp_path / "r").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    ms_result.save(tmp_path / "r")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "r").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(sitk, "WriteImage", full)
+        with pytest.raises(OutputError):
+            ms_result.save(tmp_path / "r", overwrite=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "r").iterdir()} == before
 
 
 def test_the_segmentation_file_says_name_color_and_codes(ms_result, tmp_path):

@@ -168,9 +168,10 @@ def write_image(image: Image, path: str | Path) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except (OSError, RuntimeError, UnreadableImageError) as error:
+        partly = isinstance(error, UnreadableImageError)
+        why = "only a part of it was taken." if partly else _last_line(error)
         raise OutputError(
-            f"'{path}' cannot be written: {_last_line(error)}",
-            "Check the free space and the permissions.",
+            f"'{path}' cannot be written: {why}", "Check the free space and the permissions."
         ) from error
     finally:
         if temporary is not None and os.path.exists(temporary):

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -98,13 +99,27 @@ class Result:
             raise OutputError(
                 f"'{folder}' holds a result already.", "Choose another folder or overwrite it."
             )
+        new = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / RESULT_FILE).unlink(missing_ok=True)
+            # All in a folder of its own first: a full disk leaves what was there before.
+            with tempfile.TemporaryDirectory(prefix=".result-", dir=folder) as temporary:
+                self._write_into(Path(temporary))
+                (folder / RESULT_FILE).unlink(missing_ok=True)
+                files = sorted(Path(temporary).iterdir(), key=lambda f: f.name == RESULT_FILE)
+                for file in files:
+                    os.replace(file, folder / file.name)
         except OSError as error:
             raise OutputError(
-                f"The folder '{folder}' cannot be written: {error.strerror}."
+                f"The folder '{folder}' cannot be written: {error.strerror}.",
+                "Check the free space and the permissions.",
             ) from error
+        finally:
+            if new and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        return folder
+
+    def _write_into(self, folder: Path) -> None:
         write_image(self.image(self.labelmap), folder / LABELMAP_FILE)
         self._save_segmentation(folder / SEGMENTATION_FILE)
         for label in self.labels:
@@ -116,7 +131,6 @@ class Result:
             self._save_attention(attention, folder)
         write_text(folder / LESIONS_FILE, lesion_table(self.lesions))
         write_text(folder / RESULT_FILE, json.dumps(self._index(), indent=2) + "\n")
-        return folder
 
     def _save_segmentation(self, path: Path) -> None:
         image = to_sitk(self.image(self.labelmap))
@@ -124,18 +138,14 @@ class Result:
             for field_name, value in _segment_tags(label).items():
                 image.SetMetaData(f"Segment{n}_{field_name}", value)
         image.SetMetaData("Segmentation_MasterRepresentation", "Binary labelmap")
-        temporary = path.with_name(f".{path.name}.tmp.seg.nrrd")
         import SimpleITK as sitk
 
         try:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:
+            sitk.WriteImage(image, str(path), useCompression=True)
+        except RuntimeError as error:
             raise OutputError(
-                f"'{path}' cannot be written.", "Check the free space and the permissions."
+                f"'{path.name}' cannot be written.", "Check the free space and the permissions."
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _save_attention(self, attention: SpatialAttention | SliceAttention, folder: Path) -> None:
         if isinstance(attention, SpatialAttention):
