@@ -9,7 +9,12 @@ import torch
 from medsegcore.errors import MissingInputError, OutputError, SettingError
 from medsegcore.imaging import Image, read_image, write_image
 from medsegcore.models import ModelFolder, TrainingRecord
-from medsegcore.training.augmentation import RandDropInputsd, training_transforms
+from medsegcore.training.augmentation import (
+    KeepOutsideZerod,
+    RandDropInputsd,
+    scanner_transforms,
+    training_transforms,
+)
 from medsegcore.training.cases import CountingSampler, PatchDataset, find_cases, load_case
 from medsegcore.training.module import Budget, BudgetedLearningRate, ramped_average
 from medsegcore.training.recipes import RSANetRecipe
@@ -104,14 +109,24 @@ def test_every_patient_is_drawn_equally_often(prepared):
     assert patches.shares.tolist() == [0.25, 0.25, 0.5]
 
 
-def test_outside_of_the_foreground_stays_zero_under_every_augmentation(prepared):
-    transforms = training_transforms(SMALL.keys, (32, 32, 32), {})
-    patches = PatchDataset(prepared[:1], ["a"], transforms, seed=2)
-    for n in range(8):
-        image = patches[n]["image"]
-        inside = (image != 0).float().mean().item()
-        assert 0 < inside <= 1
-        assert torch.isfinite(image).all()
+def test_scanner_changes_stay_inside_the_foreground(prepared):
+    whole = prepared[0]["flair"]
+    k, j, i = (n // 2 - 16 for n in whole.shape[1:])
+    patch = whole[:, k : k + 32, j : j + 32, i : i + 32].clone()
+    patch[:, :, :8] = 0
+    outside = patch == 0
+    assert 0.2 < outside.float().mean() < 0.9
+    change = KeepOutsideZerod(["flair"], scanner_transforms("flair", (32, 32, 32)))
+    change.set_random_state(seed=1)
+    for _ in range(10):
+        changed = change({"flair": patch.clone()})["flair"]
+        assert not changed[outside].any()
+        assert torch.isfinite(changed).all()
+        assert not torch.equal(changed, patch)
+    absent = torch.zeros_like(patch)
+    assert not change({"flair": absent})["flair"].any()
+    # A recipe need not hide any input.
+    assert training_transforms(SMALL.keys, (32, 32, 32), {})(dict(prepared[0]))
 
 
 def test_dropped_inputs_are_zero_as_often_as_stated():

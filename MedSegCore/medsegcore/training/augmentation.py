@@ -188,7 +188,7 @@ def training_transforms(
                 padding_mode="zeros",
             ),
             *(KeepOutsideZerod([key], scanner_transforms(key, patch)) for key in keys),
-            RandDropInputsd(drop),
+            *([RandDropInputsd(drop)] if drop else []),
             Stackd(keys),
         ]
     )

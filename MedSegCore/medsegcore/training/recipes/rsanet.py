@@ -4,7 +4,9 @@ The paper (Zhang et al., MICCAI 2019, section 3.1) trains at width 32 with Adam,
 1e-3, weight decay 1e-5 and batches of four random crops for 800 steps on 20 patients. It is
 silent about the crop, the normalisation and the augmentation. Here a handful of patients from
 two sources, and possibly a CPU, ask for a narrow network, smaller crops and strong augmentation;
-the learning rate and the weight decay are the paper's.
+the learning rate, the weight decay and the four channels of each normalisation group are the
+paper's. One channel a group would normalise each feature over the tile: the network would see
+how bright a lesion is beside the other lesions of the tile, not beside normal tissue.
 """
 
 from dataclasses import dataclass, field
@@ -90,7 +92,7 @@ class RSANetRecipe:
 
     name = "rsanet"
     width: int = 8
-    norm_groups: int = 8
+    norm_groups: int = 2
     placement: str = "010"
     patch: tuple[int, int, int] = (64, 64, 64)
     batch_size: int = 2
