@@ -1,5 +1,7 @@
 """Images in physical space, against plain affine algebra and SciPy."""
 
+import gzip
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -28,6 +30,7 @@ from medsegcore.imaging import (
     read_image,
     reorient,
     resample,
+    to_sitk,
     without_nans,
     write_image,
 )
@@ -109,6 +112,7 @@ def test_nearest_resampling_invents_no_labels(ms_reference):
     assert set(np.unique(moved.array)) == {0, 1}
     volume = ms_reference.array.sum() * ms_reference.grid.voxel_volume_ml
     assert moved.array.sum() * coarser.voxel_volume_ml == pytest.approx(volume, rel=0.05)
+    assert resample(ms_reference, coarser, "nearest").array.dtype == bool
 
 
 def test_bspline_resampling_is_closer_to_the_truth_than_linear(ms_images):
@@ -193,6 +197,43 @@ def test_a_truncated_file_of_each_format_is_unreadable(ms_images, tmp_path, exte
         read_image(path)
 
 
+@pytest.mark.parametrize("cut", [1, 100, 352])
+def test_a_nifti_file_that_lacks_its_last_bytes_is_unreadable(oblique, tmp_path, cut):
+    path = tmp_path / "a.nii"
+    write_image(oblique, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    with pytest.raises(UnreadableImageError, match="truncated"):
+        read_image(path)
+    # A sound archive of a file that was cut before it was packed.
+    packed = tmp_path / "b.nii.gz"
+    packed.write_bytes(gzip.compress(whole[:-cut], compresslevel=1))
+    with pytest.raises(UnreadableImageError, match="truncated"):
+        read_image(packed)
+
+
+@pytest.mark.parametrize("folder", ["spacing", "determinant", "orthonormal"])
+def test_the_name_of_a_folder_does_not_change_what_is_wrong(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / f"{folder}.mha").write_text("no image")
+    with pytest.raises(UnreadableImageError):
+        read_image(tmp_path / folder / f"{folder}.mha")
+    with pytest.raises(UnreadableImageError, match="no file"):
+        list_volumes(tmp_path / folder / "absent.nii")
+
+
+def test_a_complex_image_is_refused(oblique, tmp_path):
+    values = sitk.Cast(to_sitk(oblique), sitk.sitkComplexFloat32)
+    sitk.WriteImage(values, str(tmp_path / "a.nii.gz"))
+    with pytest.raises(ColorImageError, match="complex"):
+        read_image(tmp_path / "a.nii.gz")
+
+
+def test_a_2d_image_is_one_slice(oblique, tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(oblique.array[5]), str(tmp_path / "a.nii.gz"))
+    assert np.array_equal(read_image(tmp_path / "a.nii.gz").array, oblique.array[5:6])
+
+
 def test_a_4d_file_names_its_volumes_and_gives_the_chosen_one(ms_images, tmp_path):
     volumes = [ms_images[key].array[:20] for key in ("t1", "flair")]
     sitk.WriteImage(
@@ -240,8 +281,6 @@ def test_impossible_geometries_are_refused(affine, words):
 
 
 def test_a_file_with_a_sheared_geometry_is_a_geometry_error(ms_case_dir, tmp_path):
-    import gzip
-
     content = bytearray(gzip.decompress((ms_case_dir / "lesion.nii.gz").read_bytes()))
     # The sform's first row (srow_x) stands at byte 280 of a NIfTI header; sform_code at 254.
     content[252:256] = np.array([0, 1], "<i2").tobytes()
@@ -254,6 +293,20 @@ def test_a_file_with_a_sheared_geometry_is_a_geometry_error(ms_case_dir, tmp_pat
 def test_holes_become_the_lowest_value():
     array = np.array([[[1.0, np.nan, -3.0, np.inf]]])
     assert without_nans(Image(array, np.eye(4))).array.tolist() == [[[1, -3, -3, -3]]]
+
+
+def test_images_can_be_compared_and_kept_in_a_set(oblique):
+    other = oblique.astype(np.float32)
+    assert oblique != other
+    assert len({oblique, other, oblique}) == 2
+
+
+def test_a_sheared_grid_is_not_straightened_silently_by_nifti(oblique, tmp_path):
+    sheared = oblique.affine.copy()
+    sheared[:3, 1] += 0.3 * sheared[:3, 0]
+    with pytest.raises(GeometryError, match="not orthogonal"):
+        write_image(Image(oblique.array, sheared), tmp_path / "a.nii.gz")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_writing_fails_in_a_sentence_and_leaves_nothing(ms_images, tmp_path):
@@ -305,6 +358,26 @@ def test_a_dicom_series_is_read_with_its_oblique_geometry(oblique, tmp_path):
     assert np.array_equal(upright.array, expected.array)
     assert upright.grid.same_as(expected.grid, tolerance_mm=0.01)
     assert "DOE" not in repr(series) + back.name
+
+
+def test_a_series_with_gantry_tilt_is_refused(oblique, tmp_path):
+    tilted = oblique.affine.copy()
+    tilted[:3, 2] += 0.5 * tilted[:3, 1] / 1.1
+    image = Image(np.rint(oblique.array).clip(0).astype(np.int16), tilted)
+    write_dicom_series(image, tmp_path / "dicom", "1.2.826.1", "head")
+    with pytest.raises(GeometryError, match=r"gantry tilt of 9\.5 degrees"):
+        read_image(tmp_path / "dicom")
+
+
+def test_a_localizer_of_several_planes_is_refused(oblique, tmp_path):
+    image = oblique.with_array(np.rint(oblique.array).clip(0).astype(np.int16))
+    turned = Image(image.array, rotation(90, 1) @ image.affine)
+    write_dicom_series(image, tmp_path / "dicom", "1.2.826.1", "scout", skip=range(12, 24))
+    for file in (tmp_path / "dicom").iterdir():
+        file.rename(file.with_suffix(".first.dcm"))
+    write_dicom_series(turned, tmp_path / "dicom", "1.2.826.1", "scout", skip=range(12))
+    with pytest.raises(GeometryError, match="not parallel"):
+        read_image(tmp_path / "dicom")
 
 
 def test_a_folder_with_two_series_asks_which_and_a_gap_is_found(oblique, tmp_path):

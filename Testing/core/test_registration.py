@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medsegcore.errors import CancelledError, OverlapError
+from medsegcore.errors import CancelledError, InputError, OverlapError
 from medsegcore.imaging import Image, from_sitk, grid_with_spacing, register, resample, to_sitk
 
 
@@ -56,7 +56,14 @@ def test_a_known_movement_between_contrasts_is_found_to_half_a_voxel(pair, kind)
     assert found.quality_after > found.quality_before
     assert found.moved.grid.same_as(t1.grid)
     assert shares == sorted(shares)
-    assert 0 <= shares[0] <= shares[-1] <= 1
+    assert 0 <= shares[0] <= shares[-1] == 1
+
+
+def test_a_shift_and_turn_of_one_contrast_is_found_to_a_twentieth_of_a_voxel(pair):
+    t1, _ = pair
+    true = known_movement(t1)
+    found = register(t1, moved_by(t1, true))
+    assert error_mm(found.transform, true, t1) < 0.1
 
 
 @pytest.mark.slow
@@ -71,16 +78,46 @@ def test_bspline_brings_a_bent_image_closer_than_affine(pair):
     assert bspline.quality_after > affine.quality_after > affine.quality_before
 
 
-def test_the_same_seed_gives_the_same_answer(pair):
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_same_seed_gives_the_same_answer(pair, seed):
     t1, t2 = pair
     moving = moved_by(t2, known_movement(t1))
-    first, second = (register(t1, moving, seed=3).moved.array for _ in range(2))
-    assert np.array_equal(first, second)
+    first, *others = (register(t1, moving, seed=seed).moved.array for _ in range(3))
+    assert all(np.array_equal(first, other) for other in others)
 
 
-def test_it_stops_when_cancelled(pair):
+def test_it_stops_when_cancelled(pair, capfd):
     with pytest.raises(CancelledError):
         register(*pair, cancelled=lambda: True)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_stops_at_once_while_it_bends(pair):
+    shares, asked_after = [], []
+
+    def cancelled():
+        bending = bool(shares) and shares[-1] > 2 / 3
+        asked_after.append(bending)
+        return bending
+
+    with pytest.raises(CancelledError):
+        register(*pair, kind="bspline", progress=shares.append, cancelled=cancelled)
+    assert sum(asked_after) == 1
+
+
+def test_an_error_of_the_callback_comes_out_as_it_is(pair):
+    def progress(share):
+        raise KeyError(share)
+
+    with pytest.raises(KeyError):
+        register(*pair, progress=progress)
+
+
+def test_too_few_slices_are_refused(pair):
+    t1, _ = pair
+    with pytest.raises(InputError, match="only 2 voxels"):
+        register(Image(t1.array[30:32], t1.affine), t1)
 
 
 def test_images_far_apart_are_refused(pair):

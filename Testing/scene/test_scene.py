@@ -99,6 +99,7 @@ def test_a_warping_transform_resamples_a_copy_and_leaves_the_volume(core, ms_ima
     field.SetOrigin(-130, -150, -130)
     field.AllocateScalars(vtk.VTK_DOUBLE, 3)
     shift = vtk.util.numpy_support.vtk_to_numpy(field.GetPointData().GetScalars())
+    shift[:] = 0  # VTK hands out memory as it finds it
     shift[:, 0] = 6.0
     grid.SetDisplacementGridData(field)
     node = core.scene.AddNewNodeByClass("vtkMRMLGridTransformNode", "warp")

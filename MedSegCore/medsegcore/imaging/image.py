@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Image:
     """Voxel values and their place in the patient.
 
@@ -29,7 +29,7 @@ class Image:
 
     array: np.ndarray
     affine: np.ndarray
-    name: str = field(default="", compare=False)
+    name: str = ""
 
     @property
     def grid(self) -> Grid:

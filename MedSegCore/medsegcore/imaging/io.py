@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM_TAGS = {"description": "0008|103e", "modality": "0008|0060"}
+# Degrees; ten centimetres of slices then end less than 0.2 mm beside their place.
+MAXIMUM_TILT = 0.1
 AGAIN = "Copy or export it again from its source."
 
 
@@ -56,14 +58,12 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
     Raises:
         UnreadableImageError: missing, truncated or not an image.
         MultiVolumeError: several volumes and none chosen, or no volume of that number.
-        ColorImageError: RGB or vectors.
-        GeometryError: a geometry that ITK refuses.
+        ColorImageError: RGB, vectors or complex numbers.
+        GeometryError: a geometry that ITK refuses, or one that is not finite.
     """
     path = Path(path)
     if path.is_dir():
         return read_dicom_series(path)
-    if not path.is_file():
-        raise UnreadableImageError(f"There is no file '{path}'.", "Check the path.")
     reader = _opened(path)
     _check_whole(path, reader)
     image = _executed(reader, path)
@@ -72,6 +72,10 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
             f"'{path}' has {image.GetNumberOfComponentsPerPixel()} values per voxel (RGB or "
             "vectors).",
             "A gray-scale volume is needed.",
+        )
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise ColorImageError(
+            f"'{path}' has complex values.", "Export the magnitude as a volume of its own."
         )
     return from_sitk(_chosen_volume(image, volume, path), _plain_name(path))
 
@@ -114,7 +118,7 @@ def read_dicom_series(folder: str | Path, series_uid: str | None = None) -> Imag
         UnreadableImageError: no series there, not the wanted one, or unreadable slices.
         MultiVolumeError: several series and none chosen.
         ColorImageError: RGB slices.
-        GeometryError: the slices are not evenly spaced.
+        GeometryError: slices that are not evenly spaced, not parallel, or shifted (gantry tilt).
     """
     import SimpleITK as sitk
 
@@ -130,7 +134,7 @@ def read_dicom_series(folder: str | Path, series_uid: str | None = None) -> Imag
         raise MultiVolumeError(
             f"'{folder}' holds {len(series)} DICOM series: {names}.", "Choose one of them."
         )
-    _check_slice_gaps(series[0])
+    _check_slice_positions(series[0])
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(series[0].files)
     image = _executed(reader, Path(folder))
@@ -145,6 +149,7 @@ def write_image(image: Image, path: str | Path) -> None:
     bool is stored as uint8 and float16 as float32. Nothing but values and geometry is written.
 
     Raises:
+        GeometryError: NIfTI cannot hold axes that are not orthogonal.
         OutputError: unknown extension, no such folder, no space.
     """
     import SimpleITK as sitk
@@ -158,6 +163,9 @@ def write_image(image: Image, path: str | Path) -> None:
         )
     if not path.parent.is_dir():
         raise OutputError(f"There is no folder '{path.parent}'.", "Create it first.")
+    if extension.startswith(".nii"):
+        # ITK would straighten the axes without a word, and the voxels would stand elsewhere.
+        image.grid.check(f"What is to be written to '{path.name}'")
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(suffix=extension, prefix=".", dir=path.parent)
@@ -182,6 +190,8 @@ def _opened(path: Path) -> sitk.ImageFileReader:
     """A reader that has read the header."""
     import SimpleITK as sitk
 
+    if not path.is_file():
+        raise UnreadableImageError(f"There is no file '{path}'.", "Check the path.")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -199,7 +209,8 @@ def _executed(reader: sitk.ImageFileReader | sitk.ImageSeriesReader, path: Path)
 
 
 def _read_error(path: Path, error: RuntimeError) -> UnreadableImageError | GeometryError:
-    text = str(error).lower()
+    # A folder may be called "spacing".
+    text = str(error).replace(str(path), "").replace(path.name, "").lower()
     if "orthonormal" in text or "determinant" in text or "spacing" in text:
         return GeometryError(
             f"'{path}' has a geometry with a zero determinant or axes that are not orthogonal.",
@@ -223,7 +234,7 @@ def _check_whole(path: Path, reader: sitk.ImageFileReader) -> None:
                     size += len(block)
         except (EOFError, OSError, zlib.error) as error:
             raise UnreadableImageError(
-                f"'{path}' is truncated: its compressed data end early.", AGAIN
+                f"'{path}' is truncated or damaged: its compressed data cannot be unpacked.", AGAIN
             ) from error
     elif path.suffix.lower() == ".nii":
         size = path.stat().st_size
@@ -231,6 +242,8 @@ def _check_whole(path: Path, reader: sitk.ImageFileReader) -> None:
         return
     bits = int(reader.GetMetaData("bitpix")) if reader.HasMetaDataKey("bitpix") else 8
     expected = int(np.prod([int(n) for n in reader.GetSize()])) * bits // 8
+    if reader.HasMetaDataKey("vox_offset"):
+        expected += int(float(reader.GetMetaData("vox_offset")))
     if size < expected:
         raise UnreadableImageError(
             f"'{path}' is truncated: {size} of at least {expected} bytes are there.", AGAIN
@@ -266,11 +279,11 @@ def _chosen_volume(image: sitk.Image, volume: int | None, path: Path) -> sitk.Im
     return sitk.Extract(image, [*image.GetSize()[:3], 0], [0, 0, 0, volume or 0])
 
 
-def _check_slice_gaps(series: DicomSeries) -> None:
-    """ITK spaces slices evenly whatever their positions say: a missing slice would shift all."""
+def _check_slice_positions(series: DicomSeries) -> None:
+    """ITK stacks slices evenly and upright whatever their positions say: all would be shifted."""
     import SimpleITK as sitk
 
-    positions, normal = [], None
+    origins, directions = [], []
     for file in series.files:
         reader = sitk.ImageFileReader()
         reader.SetFileName(file)
@@ -282,14 +295,29 @@ def _check_slice_gaps(series: DicomSeries) -> None:
             return
         if not reader.HasMetaDataKey("0020|0032"):
             return
-        normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2] if normal is None else normal
-        positions.append(float(np.dot(reader.GetOrigin(), normal)))
-    gaps = np.abs(np.diff(positions))
+        origins.append(reader.GetOrigin())
+        directions.append(reader.GetDirection())
+    if np.ptp(np.array(directions), axis=0).max() > 1e-2:
+        raise GeometryError(
+            "The slices of the DICOM series are not parallel to each other.",
+            "Give a series of one plane, no localizer.",
+        )
+    steps = np.diff(np.array(origins), axis=0)
+    normal = np.array(directions[0]).reshape(3, 3)[:, 2]
+    gaps = np.abs(steps @ normal)
     if gaps.size and (gaps.max() - gaps.min()) > 0.1 * max(float(np.median(gaps)), 1e-3):
         raise GeometryError(
             f"The slices of the DICOM series lie {gaps.min():.2f} to {gaps.max():.2f} mm apart: "
             "some are missing or there are several volumes.",
             "Export the whole series again.",
+        )
+    shift = steps.sum(axis=0) - steps.sum(axis=0) @ normal * normal
+    tilt = float(np.degrees(np.arctan2(np.linalg.norm(shift), gaps.sum())))
+    if tilt > MAXIMUM_TILT:
+        raise GeometryError(
+            f"The slices of the DICOM series are shifted against each other by a gantry tilt of "
+            f"{tilt:.1f} degrees.",
+            "Resample it to upright slices first.",
         )
 
 

@@ -71,7 +71,8 @@ def resample(
         "bspline": sitk.sitkBSpline,
     }[interpolation]
     moved = sitk.Resample(source, target, sitk.Transform(), method, outside)
-    return Image(from_sitk(moved).array, grid.affine, image.name)
+    # ITK has no bool and no float16.
+    return Image(from_sitk(moved).array.astype(image.array.dtype), grid.affine, image.name)
 
 
 def _aligned_part(image: Image, grid: Grid):

@@ -48,11 +48,18 @@ class RSANetConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
+        # model.json may hold anything here, and torch's own words would not name the setting.
+        for name in ("in_channels", "out_channels", "width", "norm_groups"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r} but has to be a whole number above 0")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout!r} but has to lie from 0 to below 1")
         if self.block not in ("rsa", "nonlocal"):
-            raise ValueError(f"block is '{self.block}' but has to be 'rsa' or 'nonlocal'")
-        if self.placement not in PLACEMENTS:
-            raise ValueError(f"placement is '{self.placement}', not one of {list(PLACEMENTS)}")
-        if self.norm_groups < 1 or self.width % self.norm_groups:
+            raise ValueError(f"block is {self.block!r} but has to be 'rsa' or 'nonlocal'")
+        if not isinstance(self.placement, str) or self.placement not in PLACEMENTS:
+            raise ValueError(f"placement is {self.placement!r}, not one of {list(PLACEMENTS)}")
+        if self.width % self.norm_groups:
             raise ValueError(f"norm_groups {self.norm_groups} does not divide width {self.width}")
 
 

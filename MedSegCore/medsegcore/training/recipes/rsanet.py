@@ -147,7 +147,7 @@ class RSANetRecipe:
             inputs=list(INPUTS),
             reference="flair",
             missing_input="zero",
-            grid=GridSpec(spacing=(1.0, 1.0, 1.0), tile=(96, 96, 96), overlap=0.25, multiple=16),
+            grid=GridSpec(spacing=(1.0, 1.0, 1.0), tile=(128, 128, 128), overlap=0.25, multiple=16),
             labels=[LESION],
             attention=attention,
             training=record,
