@@ -569,12 +569,12 @@ def test_defaults_are_the_published_network():
     ("config", "words"),
     [
         ({"placement": "011"}, "placement is '011', not one of ['000', '010', '101', '111']"),
-        ({"placement": 10}, "placement is '10', not one of ['000', '010', '101', '111']"),
+        ({"placement": 10}, "placement is 10, not one of ['000', '010', '101', '111']"),
         ({"block": "gate"}, "block is 'gate' but has to be 'rsa' or 'nonlocal'"),
         ({"width": 10, "norm_groups": 4}, "norm_groups 4 does not divide width 10"),
-        ({"norm_groups": 0}, "norm_groups 0 does not divide width 32"),
-        ({"norm_groups": -8}, "norm_groups -8 does not divide width 32"),
-        ({"dropout": 1.5}, "dropout probability has to be between 0 and 1"),
+        ({"norm_groups": 0}, "norm_groups is 0 but has to be a whole number above 0"),
+        ({"norm_groups": -8}, "norm_groups is -8 but has to be a whole number above 0"),
+        ({"dropout": 1.5}, "dropout is 1.5 but has to lie from 0 to below 1"),
     ],
 )
 def test_a_value_that_the_network_refuses_is_a_plain_error(config, words):

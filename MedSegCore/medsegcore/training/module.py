@@ -90,6 +90,7 @@ class SegmentationModule(L.LightningModule):
         loss: (logits, target [B, 1, k, j, i]) -> scalar.
         learning_rate: of the start.
         weight_decay: of AdamW.
+        seed: of the dropout.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class SegmentationModule(L.LightningModule):
         loss: nn.Module,
         learning_rate: float,
         weight_decay: float,
+        seed: int,
     ):
         super().__init__()
+        self.seed = seed
         # 3D convolutions run twice as fast so on CPUs, and no slower on GPUs.
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.loss = loss
@@ -110,6 +113,10 @@ class SegmentationModule(L.LightningModule):
         return torch.optim.AdamW(
             self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
         )
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        # Dropout draws from torch's generator, whose state a checkpoint does not keep.
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         image = batch["image"].contiguous(memory_format=torch.channels_last_3d)

@@ -132,7 +132,11 @@ def train(
     prepared = [load_case(case, description) for case in training]
     share = float(np.mean([case["label"].mean().item() for case in prepared]))
     module = SegmentationModule(
-        recipe.network(), recipe.loss_function(share), recipe.learning_rate, recipe.weight_decay
+        recipe.network(),
+        recipe.loss_function(share),
+        recipe.learning_rate,
+        recipe.weight_decay,
+        seed,
     )
     budget = Budget(minutes, steps)
     report = _Report(budget, progress)
