@@ -43,7 +43,7 @@ $(READY): constraints.txt MedSegCore/pyproject.toml
 	@touch $(READY)
 
 # Offscreen OpenGL: installed where we may, named where we may not.
-PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libopengl0 libx11-6
+PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libopengl0 libx11-6 libxcursor1
 system: $(READY)
 	@if $(BIN)/python Testing/system_libraries.py; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \

@@ -171,7 +171,9 @@ view.show(volume, (0, 0, 0), 20)
 solid.show((0, 1, 0))
 {end}
 """)
-    assert (done.returncode, done.stderr) == (0, "")
+    # VTK tells of cursors that a machine without a screen does not have.
+    words = [line for line in done.stderr.splitlines() if "vtkX11Functions" not in line]
+    assert (done.returncode, words) == (0, [])
 
 
 def addEverything(core, flair, lesions):
