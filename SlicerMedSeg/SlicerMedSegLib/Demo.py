@@ -1,7 +1,6 @@
 """The demo: a real patient through the shipped model, into a scene and onto one picture."""
 
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from vtk.util.numpy_support import numpy_to_vtk
 from medsegcore.cli.predict import show_lesions
 from medsegcore.evaluation.evaluate import compare_masks, threshold_baseline
 from medsegcore.evaluation.metrics import dice as measureDice
+from medsegcore.files import write_file
 from medsegcore.imaging import Image, read_image
 from medsegcore.inference import Predictor, Result, SliceAttention, SpatialAttention
 from medsegcore.models import ModelStore
@@ -22,7 +22,7 @@ from .Colors import overlayColor
 from .EmbeddedCore import EmbeddedCore
 from .ResultToScene import ResultNodes, addResultToScene
 from .SceneConversion import orientedImage, volumeNodeFromImage
-from .SceneViews import SliceView, ThreeDView
+from .SceneViews import SliceView, render3D
 
 MODEL = "ms-lesion-rsanet"
 ANSWER_COLOR = (0.95, 0.40, 0.10)
@@ -142,10 +142,8 @@ def _pictures(demo: _Demo) -> dict[str, np.ndarray]:
                 for node in (demo.nodes.segmentation, demo.referenceNode):
                     node.GetDisplayNode().SetVisibility(1)
     demo.referenceNode.GetDisplayNode().SetVisibility(0)
-    demo.nodes.segmentation.CreateClosedSurfaceRepresentation()
     _addBrain(demo)
-    with ThreeDView(demo.core, (PIXELS, PIXELS)) as view:
-        pictures["3D"] = view.show((0.9, 1.0, 0.55), zoom=1.35)
+    pictures["3D"] = render3D(demo.core, (PIXELS, PIXELS), azimuth=-42, elevation=22)
     return pictures
 
 
@@ -223,9 +221,7 @@ def _draw(demo: _Demo, dice: float, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", facecolor="black")
     plt.close(figure)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.getvalue())
-    os.replace(temporary, path)
+    write_file(path, content.getvalue())
 
 
 def _drawMatrix(figure, axis, demo: _Demo) -> None:

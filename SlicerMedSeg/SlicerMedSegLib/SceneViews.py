@@ -132,7 +132,7 @@ def render3D(
     turn, rise = np.radians([azimuth, elevation])
     fromRas = (-np.sin(turn) * np.cos(rise), np.cos(turn) * np.cos(rise), np.sin(rise))
     with _closedSurfaces(core.scene), ThreeDView(core, size, background) as view:
-        return view.showFitted(fromRas, zoom)
+        return view.show(fromRas, zoom)
 
 
 @contextlib.contextmanager
@@ -386,23 +386,6 @@ class ThreeDView(_View):
         self.renderer.SetUseFXAA(True)
 
     def show(self, fromRas, zoom: float = 1.0) -> np.ndarray:
-        """uint8 [height, width, 3] with room for everything visible, however it is turned.
-
-        Pictures from several sides have one scale.
-
-        Args:
-            fromRas: [3] direction from the middle to the viewer, e.g. (0, 1, 0) from the front.
-            zoom: above 1 is closer.
-        """
-        bounds = self._aim(fromRas)
-        if bounds is not None:
-            camera = self.renderer.GetActiveCamera()
-            self.renderer.ResetCamera(bounds.ravel())
-            camera.Zoom(zoom)
-            self.renderer.ResetCameraClippingRange()
-        return self.capture()
-
-    def showFitted(self, fromRas, zoom: float = 1.0) -> np.ndarray:
         """uint8 [height, width, 3] in which what is visible fills the frame, as seen from here.
 
         Args:

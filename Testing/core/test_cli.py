@@ -87,12 +87,36 @@ def test_models_list_show_verify_and_pack(tmp_path, capsys):
 def test_evaluate_measures_a_case(ms_case_dir, tmp_path, capsys):
     out = tmp_path / "figures.csv"
     code = main(["evaluate", "--model", "ms-lesion-rsanet", "--data", str(ms_case_dir.parent),
-                 "--device", "cpu", "--out", str(out), "--json"])  # fmt: skip
+                 "--baseline", "flair", "--device", "cpu", "--out", str(out),
+                 "--json"])  # fmt: skip
     assert code == 0
     (case,) = [e for e in events(capsys.readouterr().out) if e["event"] == "case"]
     assert case["figures"]["Dice"] > 0.7
+    assert 0.6 < case["figures"]["best threshold Dice"] < 0.7
     assert out.read_text().startswith("case,Dice,")
     assert main(["evaluate", "--model", "ms-lesion-rsanet", "--data", str(tmp_path)]) == 3
+
+
+@pytest.mark.slow
+def test_train_writes_a_measured_model_that_predicts(ms_cases, ms_case_dir, tmp_path, capsys):
+    code = main(["train", "--data", str(ms_cases), "--out", str(tmp_path / "run"), "--test", "b",
+                 "--steps", "3", "--device", "cpu", "--workers", "0", "--id", "mine", "--json",
+                 "--limit", "Never looked at.", "--set", "width=4", "--set", "norm_groups=1",
+                 "--set", "patch=[32,32,32]"])  # fmt: skip
+    seen = events(capsys.readouterr().out)
+    assert code == 0, seen[-1]
+    assert seen[-1] == {"event": "result", "folder": str(tmp_path / "run" / "model")}
+    content = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    assert content["id"] == "mine"
+    assert "Never looked at." in content["limits"]
+    dice = {m["case"]: m["value"] for m in content["metrics"] if m["name"] == "Dice"}
+    assert set(dice) == {"a_1", "a_2", "b"}
+    assert content["memory_mb"] > 100
+    assert content["timings"][0]["seconds"] > 0
+    assert main(["models", "verify", str(tmp_path / "run" / "model")]) == 0
+    assert main(["train", "--data", str(ms_cases), "--out", str(tmp_path / "x"), "--steps", "3",
+                 "--set", "depth=3"]) == 3  # fmt: skip
+    assert "no setting 'depth'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Training: cases, patches, the budget, resuming, and that it learns."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 import torch
 
 from medsegcore.errors import MissingInputError, OutputError, SettingError
-from medsegcore.imaging import Image, read_image, write_image
 from medsegcore.models import ModelFolder, TrainingRecord
 from medsegcore.training.augmentation import (
     KeepOutsideZerod,
@@ -18,7 +18,7 @@ from medsegcore.training.augmentation import (
 from medsegcore.training.cases import CountingSampler, PatchDataset, find_cases, load_case
 from medsegcore.training.module import Budget, BudgetedLearningRate, ramped_average
 from medsegcore.training.recipes import RSANetRecipe
-from medsegcore.training.trainer import split_cases, train
+from medsegcore.training.trainer import split_cases, train, weights_terms
 
 SMALL = RSANetRecipe(
     width=4, norm_groups=2, patch=(32, 32, 32), batch_size=2, warmup_steps=2, ema_decay=0.9
@@ -29,31 +29,13 @@ RECORD = TrainingRecord(
 
 
 @pytest.fixture(scope="module")
-def data(ms_case_dir, tmp_path_factory):
-    """Three cases of two patients, cut from the real sample; the last has no T2."""
-    root = tmp_path_factory.mktemp("data") / "open_ms"
-    cuts = {"a_1": slice(20, 70), "a_2": slice(30, 80), "b": slice(50, 100)}
-    for name, cut in cuts.items():
-        (root / name).mkdir(parents=True)
-        for key in ("t1", "t2", "flair", "lesion"):
-            if (name, key) == ("b", "t2"):
-                continue
-            image = read_image(ms_case_dir / f"{key}.nii.gz")
-            box = (cut, slice(40, 120), slice(30, 100))
-            write_image(
-                Image(image.array[box], image.grid.crop(box).affine), root / name / f"{key}.nii.gz"
-            )
-    return root
-
-
-@pytest.fixture(scope="module")
-def prepared(data):
+def prepared(ms_cases):
     description = SMALL.description(RECORD)
-    return [load_case(case, description) for case in find_cases(data, SMALL.keys)]
+    return [load_case(case, description) for case in find_cases(ms_cases, SMALL.keys)]
 
 
-def test_cases_know_their_patient_and_what_is_missing(data, tmp_path):
-    cases = find_cases(data, SMALL.keys)
+def test_cases_know_their_patient_and_what_is_missing(ms_cases, tmp_path):
+    cases = find_cases(ms_cases, SMALL.keys)
     assert [(c.id, c.patient, sorted(c.images)) for c in cases] == [
         ("a_1", "a", ["flair", "t1", "t2"]),
         ("a_2", "a", ["flair", "t1", "t2"]),
@@ -156,7 +138,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_after_a_break_with_the_same_losses(data, tmp_path):
+def test_a_training_goes_on_after_a_break_with_the_same_losses(ms_cases, tmp_path):
     def losses_into(seen, stop=None):
         def progress(step, loss, done, left):
             seen[step] = loss
@@ -168,13 +150,13 @@ def test_a_training_goes_on_after_a_break_with_the_same_losses(data, tmp_path):
 
     whole, broken, resumed = {}, {}, {}
     options = {"test_patients": ["b"], "steps": 12, "device": "cpu", "workers": 0, "seed": 5}
-    train(SMALL, data, tmp_path / "whole", progress=losses_into(whole), **options)
+    train(SMALL, ms_cases, tmp_path / "whole", progress=losses_into(whole), **options)
     with pytest.raises(Stopped):
-        train(SMALL, data, tmp_path / "broken", progress=losses_into(broken, 6), **options)
+        train(SMALL, ms_cases, tmp_path / "broken", progress=losses_into(broken, 6), **options)
     with pytest.raises(SettingError, match="holds a training already"):
-        train(SMALL, data, tmp_path / "broken", **options)
+        train(SMALL, ms_cases, tmp_path / "broken", **options)
     run = train(
-        SMALL, data, tmp_path / "broken", progress=losses_into(resumed), resume=True, **options
+        SMALL, ms_cases, tmp_path / "broken", progress=losses_into(resumed), resume=True, **options
     )
     assert sorted(resumed) == list(range(7, 13))
     # The reported loss is the mean since the start of the process: undo it to compare steps.
@@ -191,22 +173,31 @@ def test_a_training_goes_on_after_a_break_with_the_same_losses(data, tmp_path):
     assert any((tmp_path / "whole" / "curves").glob("events.out.tfevents*"))
     (tmp_path / "broken" / "last.ckpt").unlink()
     with pytest.raises(OutputError, match="exists already"):
-        train(SMALL, data, tmp_path / "broken", **options)
+        train(SMALL, ms_cases, tmp_path / "broken", **options)
 
 
 @pytest.mark.slow
-def test_a_training_ends_with_its_minutes_and_writes_a_sound_model(data, tmp_path):
-    run = train(SMALL, data, tmp_path / "r", ["a"], minutes=0.1, device="cpu", workers=0)
+def test_a_training_ends_with_its_minutes_and_writes_a_sound_model(ms_cases, tmp_path):
+    run = train(SMALL, ms_cases, tmp_path / "r", ["a"], minutes=0.1, device="cpu", workers=0)
     assert run.folder.description.training.minutes < 0.6
     run.folder.verify()
     content = json.loads((run.folder.path / "model.json").read_text())
     assert [u["split"] for u in content["data"]] == ["training", "test"]
     assert content["data"][0]["patients"] == ["b"]
     assert content["training"]["settings"]["width"] == 4
+    assert content["weights"]["license"] == "CC BY"
+    assert content["weights"]["commercial_use"] is True
+
+
+def test_weights_from_data_of_unknown_licence_allow_nothing(ms_cases):
+    known = find_cases(ms_cases, SMALL.keys)
+    unknown = dataclasses.replace(known[0], source="our_hospital")
+    assert weights_terms(known) == {"license": "CC BY", "commercial_use": True}
+    assert weights_terms([*known, unknown]) == {"license": "not stated", "commercial_use": False}
 
 
 @pytest.mark.slow
-def test_it_learns_a_real_patch_by_heart(data, prepared):
+def test_it_learns_a_real_patch_by_heart(prepared):
     torch.manual_seed(1)
     case = prepared[0]
     lesion = case["label"][0].nonzero()
@@ -230,10 +221,10 @@ def test_it_learns_a_real_patch_by_heart(data, prepared):
     assert (2 * (answer * y).sum() / (answer.sum() + y.sum())).item() > 0.95
 
 
-def test_a_training_without_budget_or_checkpoint_is_refused(data, tmp_path):
+def test_a_training_without_budget_or_checkpoint_is_refused(ms_cases, tmp_path):
     with pytest.raises(SettingError, match="no budget"):
-        train(SMALL, data, tmp_path / "r", [])
+        train(SMALL, ms_cases, tmp_path / "r", [])
     with pytest.raises(SettingError, match="to resume from"):
-        train(SMALL, data, tmp_path / "r", [], steps=2, resume=True)
+        train(SMALL, ms_cases, tmp_path / "r", [], steps=2, resume=True)
     with pytest.raises(SettingError, match="no device 'tpu'"):
-        train(SMALL, data, tmp_path / "r", [], steps=2, device="tpu")
+        train(SMALL, ms_cases, tmp_path / "r", [], steps=2, device="tpu")

@@ -28,12 +28,6 @@ TERMINOLOGY = (
 )
 
 
-@pytest.fixture
-def core():
-    with EmbeddedCore() as opened:
-        yield opened
-
-
 @pytest.fixture(scope="module")
 def flairImage(ms_case_dir):
     return read_image(ms_case_dir / "flair.nii.gz")
@@ -43,14 +37,6 @@ def flairImage(ms_case_dir):
 def lesionImage(ms_case_dir):
     image = read_image(ms_case_dir / "lesion.nii.gz")
     return image.with_array((image.array > 0).astype(np.uint8))
-
-
-@pytest.fixture
-def flair(core, flairImage):
-    node = volumeNodeFromImage(flairImage, "FLAIR", core.scene)
-    node.GetDisplayNode().SetAutoWindowLevel(0)
-    node.GetDisplayNode().SetWindowLevelMinMax(0, 1200)
-    return node
 
 
 def addSegmentation(core, image, volume, name="Lesions"):

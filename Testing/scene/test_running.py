@@ -1,6 +1,7 @@
 """The child process: its result, its errors, its death, and that nothing of it stays."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -49,8 +50,10 @@ def test_the_childs_error_comes_back_as_its_own_class(ms_images):
 def test_a_python_that_does_not_start_or_lacks_the_package_is_named(ms_images, tmp_path):
     with pytest.raises(RunError, match="does not start"):
         runPredict(MODEL, ms_images, OPTIONS, python=str(tmp_path / "python"))
+    other = shutil.which("false")
+    assert other
     with pytest.raises(RunError, match="ended with code"):
-        runPredict(MODEL, ms_images, OPTIONS, python="/bin/false")
+        runPredict(MODEL, ms_images, OPTIONS, python=other)
 
 
 def test_a_killed_child_is_a_sentence(ms_images):

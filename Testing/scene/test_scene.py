@@ -20,18 +20,7 @@ from medsegcore.imaging import Image, reorient, resample
 from medsegcore.inference import Result
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
 from SlicerMedSegLib.ResultToScene import CHECKSUM, addResultToScene, checksum, findRuns
-from SlicerMedSegLib.SceneConversion import imageFromVolumeNode, localAffine, volumeNodeFromImage
-
-
-@pytest.fixture
-def core():
-    with EmbeddedCore() as opened:
-        yield opened
-
-
-@pytest.fixture
-def flair(core, ms_images):
-    return volumeNodeFromImage(ms_images["flair"], "FLAIR", core.scene)
+from SlicerMedSegLib.SceneConversion import imageFromVolumeNode, localAffine
 
 
 def turnedTransform(scene, name="turned"):

@@ -4,26 +4,11 @@ import numpy as np
 import pytest
 
 from medsegcore.imaging import Image
-from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
 from SlicerMedSegLib.ResultToScene import addResultToScene
 from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
 from SlicerMedSegLib.SceneViews import SliceView, ThreeDView
 
 SIZE = (240, 200)
-
-
-@pytest.fixture
-def core():
-    with EmbeddedCore() as opened:
-        yield opened
-
-
-@pytest.fixture
-def flair(core, ms_images):
-    node = volumeNodeFromImage(ms_images["flair"], "FLAIR", core.scene)
-    node.GetDisplayNode().SetAutoWindowLevel(0)
-    node.GetDisplayNode().SetWindowLevelMinMax(0, 1200)
-    return node
 
 
 def orange(picture):

@@ -145,6 +145,9 @@ def _add_train(app: typer.Typer, console: Console) -> None:
             list[str] | None,
             typer.Option(help="A sentence for the card's limits; may be repeated."),
         ] = None,
+        model_id: Annotated[
+            str | None, typer.Option("--id", help="Id of the new model; the recipe's if absent.")
+        ] = None,
     ) -> None:
         """Train a model on a folder of cases, measure it, and write a model folder."""
         from medsegcore.cli.train import run_train
@@ -154,7 +157,7 @@ def _add_train(app: typer.Typer, console: Console) -> None:
             {
                 "data": data, "out": out, "test_patients": test or [], "minutes": minutes,
                 "steps": steps, "device": device, "seed": seed, "workers": workers,
-                "resume": resume, "limits": limit or [],
+                "resume": resume, "limits": limit or [], "model_id": model_id,
             },
         )  # fmt: skip
 
@@ -173,11 +176,15 @@ def _add_evaluate(app: typer.Typer, console: Console) -> None:
         mirror: Annotated[
             bool, typer.Option("--mirror", help="Average over 8 mirrorings: 8 times slower.")
         ] = False,
+        baseline: Annotated[
+            str | None,
+            typer.Option(help="Input whose best threshold's Dice is reported beside, e.g. flair."),
+        ] = None,
     ) -> None:
         """Measure a model on cases with reference masks."""
         from medsegcore.cli.evaluate import run_evaluate
 
-        run_evaluate(console, model, data, patient or [], label, out, device, mirror)
+        run_evaluate(console, model, data, patient or [], label, out, device, mirror, baseline)
 
 
 def _add_demo(app: typer.Typer, console: Console) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from medsegcore.cli.console import Console
-from medsegcore.errors import MissingInputError
+from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.models import ModelStore
 
 
@@ -16,15 +16,21 @@ def run_evaluate(
     out: Path | None,
     device: str,
     mirror: bool,
+    baseline: str | None,
 ) -> None:
     """Measure a model on cases with masks; print and optionally write the figures."""
     folder = ModelStore().find(model)
     from medsegcore.evaluation.evaluate import evaluate_model, figures_csv, mean_row
+    from medsegcore.files import write_file
     from medsegcore.inference.predictor import Predictor
-    from medsegcore.inference.result import write_text
     from medsegcore.training.cases import find_cases
 
     keys = [spec.key for spec in folder.description.inputs]
+    if baseline is not None and baseline not in keys:
+        raise SettingError(
+            f"The model has no input '{baseline}' to take thresholds of.",
+            f"Its inputs: {', '.join(keys)}.",
+        )
     cases = find_cases(data, keys, label)
     unknown = set(patients) - {case.patient for case in cases}
     if unknown:
@@ -36,7 +42,7 @@ def run_evaluate(
     rows = evaluate_model(
         Predictor(folder, device),
         [(case.id, case.images, case.label) for case in cases],
-        baseline=None,
+        baseline=baseline,
         mirror=mirror,
         progress=lambda name, done, total: console.progress("evaluate", done, total, None),
     )
@@ -53,5 +59,5 @@ def run_evaluate(
         ],
     )
     if out is not None:
-        write_text(out, figures_csv(rows))
+        write_file(out, figures_csv(rows))
         console.say(f"The figures are in {out}")

@@ -15,9 +15,10 @@ from medsegcore.evaluation.metrics import (
     sensitivity,
     volume_difference_percent,
 )
-from medsegcore.imaging import Grid, Image, read_image, resample
+from medsegcore.imaging import Grid, Image, read_image, resample, without_nans
 from medsegcore.inference.predictor import Predictor
-from medsegcore.models import Metric
+from medsegcore.inference.preprocess import foreground, normalise
+from medsegcore.models import Metric, Normalisation
 
 # Lesions below this volume are not counted: at 1 mm^3 they are noise of the outline.
 COUNTED_LESION_ML = 0.003
@@ -57,10 +58,11 @@ def threshold_baseline(image: Image, reference: np.ndarray) -> tuple[Figure, Fig
     """
     from scipy import ndimage
 
-    array = np.nan_to_num(image.array.astype(np.float32))
-    inside = array > 0.02 * np.percentile(array[array > 0], 99.5)
-    scored = (array - array[inside].mean()) / array[inside].std()
-    smooth = ndimage.gaussian_filter(np.where(inside, scored, 0), 0.7)
+    array = without_nans(image).array
+    how = Normalisation(method="zscore", clip=(-np.inf, np.inf))
+    inside = foreground(array, how, image.name or "The image")
+    scored = normalise(array, inside, how)
+    smooth = ndimage.gaussian_filter(scored, 0.7)
     plain, _ = best_threshold_dice(scored, inside, reference)
     smoothed, _ = best_threshold_dice(smooth, inside, reference)
     return (

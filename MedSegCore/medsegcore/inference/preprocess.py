@@ -15,7 +15,7 @@ from medsegcore.imaging import (
     resample,
     without_nans,
 )
-from medsegcore.models.schema import InputSpec, ModelDescription, Normalisation
+from medsegcore.models.schema import ModelDescription, Normalisation
 
 # Exact zero marks the voxels outside of the foreground; inside it a zero becomes this.
 INSIDE_ZERO = 1e-3
@@ -73,7 +73,7 @@ def prepare(description: ModelDescription, images: Mapping[str, Image]) -> Prepa
         if spec.key not in raw:
             continue
         array = resample(raw[spec.key], grid).array.astype(np.float32, copy=False)
-        inside = foreground(array, spec.normalisation, spec)
+        inside = foreground(array, spec.normalisation, spec.title)
         if crop is None:
             crop = crop_box(inside, description)
         channels.append((spec.key, normalise(array, inside, spec.normalisation)[crop]))
@@ -110,12 +110,16 @@ def check_keys(description: ModelDescription, images: Collection[str]) -> None:
             )
 
 
-def foreground(array: np.ndarray, how: Normalisation, spec: InputSpec) -> np.ndarray:
-    """Bool [k, j, i]: where the image is more than background air or removed skull."""
+def foreground(array: np.ndarray, how: Normalisation, what: str) -> np.ndarray:
+    """Bool [k, j, i]: where the image is more than background air or removed skull.
+
+    Raises:
+        EmptyImageError: no voxel is positive; `what` names the image.
+    """
     positive = array[array > 0]
     if positive.size == 0:
         raise EmptyImageError(
-            f"{spec.title} has no positive voxel in the field of view of the reference.",
+            f"{what} has no positive voxel in the field of view of the reference.",
             "Check that the right volume was chosen.",
         )
     return array > how.foreground_share * np.percentile(positive, 99.5)

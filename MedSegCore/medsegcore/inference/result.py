@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from medsegcore.errors import OutputError, SettingError, UnreadableImageError
+from medsegcore.files import write_file
 from medsegcore.imaging import Grid, Image, read_image, resample, to_sitk, write_image
 from medsegcore.inference.attention import SliceAttention, SpatialAttention
 from medsegcore.inference.lesions import Lesion, find_lesions, label_voxels
@@ -129,8 +130,8 @@ class Result:
             )
         for attention in self.attention:
             self._save_attention(attention, folder)
-        write_text(folder / LESIONS_FILE, lesion_table(self.lesions))
-        write_text(folder / RESULT_FILE, json.dumps(self._index(), indent=2) + "\n")
+        write_file(folder / LESIONS_FILE, lesion_table(self.lesions))
+        write_file(folder / RESULT_FILE, json.dumps(self._index(), indent=2) + "\n")
 
     def _save_segmentation(self, path: Path) -> None:
         image = to_sitk(self.image(self.labelmap))
@@ -153,7 +154,7 @@ class Result:
             return
         text = io.StringIO()
         np.savetxt(text, attention.matrix, delimiter=",", fmt="%.9g")
-        write_text(folder / f"attention_{attention.key}.csv", text.getvalue())
+        write_file(folder / f"attention_{attention.key}.csv", text.getvalue())
 
     def _index(self) -> dict[str, Any]:
         maps = []
@@ -283,21 +284,6 @@ def lesion_row(lesion: Lesion, keys: list[str]) -> list[str]:
         *[f"{c:.2f}" for c in lesion.center_ras],
         *[f"{lesion.inputs[key]:.4g}" for key in keys],
     ]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file by rename; OutputError when it cannot be."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"'{path}' cannot be written: {error.strerror}.",
-            "Check the free space and the permissions.",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def terminology_entry(label: Label) -> str:

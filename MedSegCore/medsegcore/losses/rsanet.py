@@ -57,7 +57,7 @@ class LesionLoss(nn.Module):
     """Exponentially weighted cross-entropy plus soft Dice of the lesion class.
 
     Dice is pooled over the batch, so that a patch without lesion does not ask for an empty
-    overlap (Milletari et al., 3DV 2016, eq. 3, with MONAI's squared-denominator option).
+    overlap (Milletari et al., 3DV 2016; MONAI's DiceLoss with squared denominator).
     """
 
     def __init__(self, lesion_share: float, form: WeightForm = "printed"):

@@ -20,6 +20,7 @@ from medsegcore.errors import (
     ModelWeightsError,
     OutputError,
 )
+from medsegcore.files import write_file
 from medsegcore.models.card import model_card
 from medsegcore.models.schema import ModelDescription
 
@@ -229,14 +230,8 @@ class ModelFolder:
 def write_description(folder: Path, description: ModelDescription) -> None:
     """Write model.json and the card into `folder`, each by rename."""
     text = json.dumps(description.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-    for name, content in ((DESCRIPTION_FILE, text), (CARD_FILE, model_card(description))):
-        temporary = folder / f".{name}.tmp"
-        try:
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, folder / name)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OutputError(f"'{folder / name}' cannot be written: {error.strerror}.") from error
+    write_file(folder / DESCRIPTION_FILE, text)
+    write_file(folder / CARD_FILE, model_card(description))
 
 
 def _check_safetensors_size(path: Path) -> None:

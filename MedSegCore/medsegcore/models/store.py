@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medsegcore.errors import MedSegError, ModelError, ModelNotFoundError, OutputError
 from medsegcore.models.archive import unpack
-from medsegcore.models.folder import DESCRIPTION_FILE, ModelFolder, new_folder
+from medsegcore.models.folder import CARD_FILE, DESCRIPTION_FILE, ModelFolder, new_folder
 
 ZOO = Path(__file__).with_name("zoo")
 
@@ -99,7 +99,7 @@ class ModelStore:
         model.verify()
         target = self.user / model.description.id
         with new_folder(target) as folder:
-            for file in (DESCRIPTION_FILE, model.description.weights.file, "README.md"):
+            for file in (DESCRIPTION_FILE, model.description.weights.file, CARD_FILE):
                 if (path / file).is_file():
                     shutil.copyfile(path / file, folder / file)
         return ModelFolder.read(target)

@@ -17,6 +17,21 @@ from medsegcore.inference.preprocess import prepare
 from medsegcore.models import ModelDescription
 from medsegcore.training.augmentation import share_random_state
 
+# Licence and citation of the data sets that we know, by folder name; both allow commercial use.
+SOURCES = {
+    "open_ms": (
+        "CC BY",
+        "Lesjak Z, Pernus F, Likar B, Spiclin Z. A novel public MR image dataset of multiple "
+        "sclerosis patients with lesion segmentations based on multi-rater consensus. "
+        "Neuroinformatics 2017. doi 10.1007/s12021-017-9348-7",
+    ),
+    "mslesseg": (
+        "CC BY 4.0",
+        "Guarnera F, Rondinella A, Crispino E, et al. MSLesSeg. Sci Data 12, 920 (2025). "
+        "doi 10.1038/s41597-025-05250-y",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Case:

@@ -19,7 +19,14 @@ from torch.utils.data import DataLoader
 
 from medsegcore.errors import MissingInputError, OutputError, SettingError
 from medsegcore.models import DatasetUse, ModelFolder, TrainingRecord
-from medsegcore.training.cases import Case, CountingSampler, PatchDataset, find_cases, load_case
+from medsegcore.training.cases import (
+    SOURCES,
+    Case,
+    CountingSampler,
+    PatchDataset,
+    find_cases,
+    load_case,
+)
 from medsegcore.training.module import (
     Budget,
     BudgetedLearningRate,
@@ -33,20 +40,6 @@ CHECKPOINT = "last.ckpt"
 # Lightning announces devices and products; the caller has `progress`.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 MODEL = "model"
-
-SOURCES = {
-    "open_ms": (
-        "CC BY",
-        "Lesjak Z, Pernus F, Likar B, Spiclin Z. A novel public MR image dataset of multiple "
-        "sclerosis patients with lesion segmentations based on multi-rater consensus. "
-        "Neuroinformatics 2017. doi 10.1007/s12021-017-9348-7",
-    ),
-    "mslesseg": (
-        "CC BY 4.0",
-        "Guarnera F, Rondinella A, Crispino E, et al. MSLesSeg. Sci Data 12, 920 (2025). "
-        "doi 10.1038/s41597-025-05250-y",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -98,6 +91,7 @@ def train(
     workers: int = 1,
     resume: bool = False,
     limits: Sequence[str] = (),
+    model_id: str | None = None,
     progress: Progress | None = None,
 ) -> TrainingRun:
     """Train on every case of `data` but those of the test patients, and write a model folder.
@@ -113,6 +107,7 @@ def train(
         workers: processes that make patches; 0 makes them in this one.
         resume: go on from `last.ckpt` of `out`.
         limits: sentences that the card is to have beside the recipe's own.
+        model_id: under which the model is to be found; the recipe's when None.
         progress: called after each step with (step, loss, share done 0..1, seconds left or None).
 
     Raises:
@@ -166,6 +161,8 @@ def train(
             "training": record,
             "data": data_use(training, test),
             "limits": [_size_of(training), *description.limits, *limits],
+            "weights": description.weights.model_copy(update=weights_terms(training)),
+            **({"id": model_id} if model_id else {}),
         }
     )
     folder = ModelFolder.write(out / MODEL, description, module.network, replace=resume)
@@ -272,6 +269,14 @@ def _size_of(training: list[Case]) -> str:
         f"data set{'s' if sources > 1 else ''}: how it does on other scanners and protocols is "
         "not known."
     )
+
+
+def weights_terms(training: list[Case]) -> dict[str, str | bool]:
+    """The weights' licence: that of the training data when it is known, else nothing is allowed."""
+    licences = sorted({SOURCES[c.source][0] if c.source in SOURCES else "" for c in training})
+    if "" in licences:
+        return {"license": "not stated", "commercial_use": False}
+    return {"license": ", ".join(licences), "commercial_use": True}
 
 
 def data_use(training: list[Case], test: list[Case]) -> list[DatasetUse]:

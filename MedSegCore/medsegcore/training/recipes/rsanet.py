@@ -36,7 +36,7 @@ from medsegcore.training.augmentation import training_transforms
 
 PAPER = (
     "Zhang H, Zhang J, Zhang Q, et al. RSANet: Recurrent Slice-wise Attention Network for "
-    "Multiple Sclerosis Lesion Segmentation. MICCAI 2019, LNCS 11766:411-419."
+    "Multiple Sclerosis Lesion Segmentation. MICCAI 2019."
 )
 # FLAIR by the position and width of its main peak, normal-appearing tissue, which neither the
 # lesion load nor the extent of the brain mask moves; T1 and T2 have no such single peak.
@@ -142,7 +142,7 @@ class RSANetRecipe:
             anatomy="brain",
             network=self.network_spec(),
             weights=WeightsSpec(
-                sha256="0" * 64, dtype="float16", license="CC BY 4.0", commercial_use=True
+                sha256="0" * 64, dtype="float16", license="not stated", commercial_use=False
             ),
             inputs=list(INPUTS),
             reference="flair",
