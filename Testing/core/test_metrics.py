@@ -7,11 +7,16 @@ from scipy import ndimage
 from medsegcore.evaluation.metrics import (
     best_threshold_dice,
     dice,
+    froc,
     hausdorff95_mm,
+    hausdorff_mm,
+    iou,
     lesion_detection,
+    mean_surface_distance_mm,
     precision,
     sensitivity,
     volume_difference_percent,
+    volumetric_overlap_error_percent,
 )
 
 
@@ -26,6 +31,8 @@ def pair():
 
 def test_overlap_measures_by_hand(pair):
     assert dice(*pair) == pytest.approx(2 * 4 / 20)
+    assert iou(*pair) == pytest.approx(4 / 16)
+    assert volumetric_overlap_error_percent(*pair) == pytest.approx(75)
     assert sensitivity(*pair) == pytest.approx(0.5)
     assert precision(*pair) == pytest.approx(1 / 3)
     assert volume_difference_percent(*pair) == pytest.approx(50.0)
@@ -34,11 +41,15 @@ def test_overlap_measures_by_hand(pair):
 def test_empty_masks_have_their_stated_values():
     full, empty = np.ones((3, 3, 3), bool), np.zeros((3, 3, 3), bool)
     assert (dice(empty, empty), dice(full, empty)) == (1, 0)
+    assert (iou(empty, empty), iou(full, empty)) == (1, 0)
+    assert volumetric_overlap_error_percent(empty, empty) == 0
     assert sensitivity(full, empty) is None
     assert precision(empty, full) is None
     assert volume_difference_percent(full, empty) is None
-    assert hausdorff95_mm(empty, empty, (1, 1, 1)) == 0
-    assert hausdorff95_mm(full, empty, (1, 1, 1)) is None
+    for distance in (hausdorff_mm, hausdorff95_mm, mean_surface_distance_mm):
+        assert distance(empty, empty, (1, 1, 1)) == 0
+        assert distance(full, empty, (1, 1, 1)) is None
+    assert froc([(np.ones((3, 3, 3)), empty)]) is None
     none = lesion_detection(empty, empty)
     assert (none.recall, none.precision, none.f1) == (None, None, None)
     assert lesion_detection(full, empty).f1 == 0
@@ -52,7 +63,7 @@ def surface_distances(a, b, spacing_kji):
     return np.array([np.linalg.norm(points[1] - p, axis=1).min() for p in points[0]])
 
 
-def test_hd95_is_in_millimetres_and_agrees_with_brute_force(ms_reference):
+def test_distances_are_in_millimetres_and_agree_with_brute_force(ms_reference):
     box = ndimage.find_objects(ndimage.label(ms_reference.array)[0])[0]
     reference = np.pad(ms_reference.array[box], 4)
     answer = ndimage.shift(reference.astype(float), (1, 2, 0), order=0) > 0.5
@@ -61,6 +72,38 @@ def test_hd95_is_in_millimetres_and_agrees_with_brute_force(ms_reference):
     back = surface_distances(reference, answer, spacing[::-1])
     expected = max(np.percentile(there, 95), np.percentile(back, 95))
     assert hausdorff95_mm(answer, reference, spacing) == pytest.approx(expected, rel=0.02)
+    expected = max(there.max(), back.max())
+    assert hausdorff_mm(answer, reference, spacing) == pytest.approx(expected, rel=1e-5)
+    expected = np.concatenate([there, back]).mean()
+    assert mean_surface_distance_mm(answer, reference, spacing) == pytest.approx(expected, rel=1e-5)
+
+
+def test_distances_of_two_voxels_by_hand():
+    answer, reference = np.zeros((2, 2, 5), bool), np.zeros((2, 2, 5), bool)
+    answer[0, 0, 0] = reference[0, 0, 3] = reference[0, 0, 0] = True
+    # 0.5 mm along i: the second reference voxel lies 1.5 mm off; the other three distances are 0.
+    assert hausdorff_mm(answer, reference, (0.5, 1, 1)) == pytest.approx(1.5)
+    assert mean_surface_distance_mm(answer, reference, (0.5, 1, 1)) == pytest.approx(0.5)
+
+
+def test_froc_by_hand():
+    # Two cases. Lesions at 1-2 (candidate 0.9) and 5 (candidate 0.3) of the first, at 3 (no
+    # candidate) of the second; false candidates of 0.6 and 0.2 in the first, 0.4 in the second.
+    probability = np.zeros((2, 1, 1, 14))
+    reference = np.zeros((2, 1, 1, 14), bool)
+    probability[0, ..., [1, 5, 9, 12]] = np.array([0.9, 0.3, 0.6, 0.2])[:, None, None]
+    probability[1, ..., 7] = 0.4
+    reference[0, ..., [1, 2, 5]] = reference[1, ..., 3] = True
+    curve = froc(zip(probability, reference, strict=True))
+    # Thresholds 0.2, 0.3, 0.4, 0.6, 0.9 and above all.
+    np.testing.assert_allclose(curve.false_per_case, [1.5, 1, 1, 0.5, 0, 0])
+    np.testing.assert_allclose(curve.recall, [2 / 3, 2 / 3, 1 / 3, 1 / 3, 1 / 3, 0])
+    # 1/4: 1/3; 1/2: 1/3; 1 false per case: 2/3 or 1/3; 2, 4, 8: 2/3.
+    assert curve.score in (
+        pytest.approx((1 / 3 + 1 / 3 + last + 3 * 2 / 3) / 6) for last in (1 / 3, 2 / 3)
+    )
+    large = froc(zip(probability, reference, strict=True), min_voxels=2)
+    assert large.recall.max() == 0
 
 
 def test_lesions_count_as_found_when_one_voxel_is_shared():

@@ -10,6 +10,7 @@ from medsegcore.inference.tiling import (
     gaussian_weights,
     plan_tiles,
     smaller_tile,
+    tile_weights,
 )
 from medsegcore.models import GridSpec
 
@@ -40,6 +41,21 @@ def test_gaussian_weights_are_the_formula_and_never_zero():
     assert weights.shape == (4, 8, 6)
     assert weights.min() >= 1e-3
     assert weights.max() == 1 or weights.max() == pytest.approx(1)
+
+
+def test_tiles_of_96_96_32_go_by_24_24_8_and_are_averaged_as_edge_attention_does():
+    # Arrays are (slices, rows, columns): the paper's sub-volume of 96 x 96 x 32 at 24 x 24 x 8.
+    grid = GridSpec(
+        spacing=(0.625, 0.625, 1.5), tile=(32, 96, 96), overlap=0.75, multiple=8, blend="constant"
+    )
+    starts = plan_tiles((48, 144, 192), grid, grid.tile).starts
+    steps = [sorted({start[axis] for start in starts}) for axis in range(3)]
+    assert steps == [[0, 8, 16], [0, 24, 48], [0, 24, 48, 72, 96]]
+    assert np.all(tile_weights(grid.tile, grid) == 1)
+    np.testing.assert_array_equal(
+        tile_weights((4, 8, 6), grid.model_copy(update={"blend": "gaussian"})),
+        gaussian_weights((4, 8, 6)),
+    )
 
 
 def test_a_smaller_tile_halves_the_longest_side_until_it_is_small():

@@ -11,6 +11,7 @@ from medsegcore.errors import MissingInputError, OutputError, SettingError
 from medsegcore.models import ModelFolder, TrainingRecord
 from medsegcore.training.augmentation import (
     KeepOutsideZerod,
+    RandBSplineDeformd,
     RandDropInputsd,
     scanner_transforms,
     training_transforms,
@@ -131,6 +132,34 @@ def test_the_running_mean_is_its_formula_by_hand():
     # After 0 steps the memory is 1/10: 2 + (10 - 2) * 0.9 = 9.2; later it is the decay.
     assert ramped_average(0.999)(mean, torch.tensor(10.0), 0).item() == pytest.approx(9.2)
     assert ramped_average(0.5)(mean, torch.tensor(10.0), 999).item() == pytest.approx(6.0)
+
+
+def test_a_bspline_deformation_moves_all_images_alike_by_a_smooth_field():
+    # Images that hold their own coordinates in mm show from where each voxel was taken.
+    spacing = (1.5, 0.625, 0.625)
+    grids = np.meshgrid(*(s * np.arange(n) for s, n in zip(spacing, (16, 48, 48), strict=True)),
+                        indexing="ij")  # fmt: skip
+    data = {f"axis{n}": torch.from_numpy(g.astype(np.float32))[None] for n, g in enumerate(grids)}
+    mask = (grids[1] > 12) & (grids[2] < 20)
+    data["label"] = torch.from_numpy(mask.astype(np.float32))[None]
+    deform = RandBSplineDeformd(list(data), mm=2.0, spacing=spacing)
+    deform.set_random_state(3)
+    out = deform(data)
+    inside = (slice(3, -3), slice(8, -8), slice(8, -8))
+    moved = np.stack([out[f"axis{n}"][0].numpy() - grids[n] for n in range(3)])
+    assert 0.3 < moved[(slice(None), *inside)].std() < 3
+    # Second differences of a field with so few control points are small beside the field.
+    assert np.abs(np.diff(moved[(slice(None), *inside)], n=2, axis=2)).max() < 0.1
+    # The mask is what lies at the places that the coordinate images were taken from.
+    source = [out[f"axis{n}"][0].numpy()[inside] for n in range(3)]
+    expected = (source[1] > 12) & (source[2] < 20)
+    sure = (np.abs(source[1] - 12) > 0.7) & (np.abs(source[2] - 20) > 0.7)
+    np.testing.assert_array_equal(out["label"][0].numpy()[inside][sure] > 0, expected[sure])
+    again = RandBSplineDeformd(list(data), mm=2.0, spacing=spacing)
+    again.set_random_state(3)
+    torch.testing.assert_close(again(data)["axis1"], out["axis1"])
+    again.prob = 0.0
+    torch.testing.assert_close(again(data)["axis1"], data["axis1"])
 
 
 class Stopped(Exception):

@@ -2,11 +2,20 @@
 
 All take bool arrays [k, j, i] of one shape; distances take the spacing in mm. What they are when
 a mask is empty is stated with each.
+
+CSAD (Zhang et al., arXiv 2011.03908) prints some of them with slips: Dice as its complement
+(eq. 12), accuracy under the name of precision (eq. 15), and the volume difference over the answer
+instead of the reference (eq. 14). These here are the standard definitions.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 TOUCHING = np.ones((3, 3, 3))  # 26-neighbourhood
 
@@ -15,6 +24,17 @@ def dice(answer: np.ndarray, reference: np.ndarray) -> float:
     """2 |A and B| / (|A| + |B|), 0..1; 1 when both are empty."""
     total = int(answer.sum()) + int(reference.sum())
     return 2 * int((answer & reference).sum()) / total if total else 1.0
+
+
+def iou(answer: np.ndarray, reference: np.ndarray) -> float:
+    """|A and B| / |A or B|, 0..1; 1 when both are empty."""
+    union = int((answer | reference).sum())
+    return int((answer & reference).sum()) / union if union else 1.0
+
+
+def volumetric_overlap_error_percent(answer: np.ndarray, reference: np.ndarray) -> float:
+    """VOE: 100 (1 - IoU), 0..100 (eq. 13 of CSAD); 0 when both are empty."""
+    return 100 * (1 - iou(answer, reference))
 
 
 def sensitivity(answer: np.ndarray, reference: np.ndarray) -> float | None:
@@ -30,36 +50,76 @@ def precision(answer: np.ndarray, reference: np.ndarray) -> float | None:
 
 
 def volume_difference_percent(answer: np.ndarray, reference: np.ndarray) -> float | None:
-    """100 (|A| - |B|) / |B|, signed: above 0 the answer is too large; None when B is empty."""
+    """RVD: 100 (|A| - |B|) / |B|, signed: above 0 the answer is too large; None when B is empty.
+
+    Tables of papers give its absolute value.
+    """
     n = int(reference.sum())
     return 100 * (int(answer.sum()) - n) / n if n else None
+
+
+def hausdorff_mm(
+    answer: np.ndarray,
+    reference: np.ndarray,
+    spacing_ijk: tuple[float, float, float],
+    percentile: float | None = None,
+) -> float | None:
+    """The larger of both directed surface distances, mm (MONAI); largest or at a percentile.
+
+    None when exactly one mask is empty, 0 when both are.
+    """
+    from monai.metrics import compute_hausdorff_distance
+
+    def measure(*masks: "torch.Tensor", spacing: list[float]) -> "torch.Tensor":
+        return compute_hausdorff_distance(
+            *masks, include_background=True, percentile=percentile, spacing=spacing
+        )
+
+    return _surface_measure(measure, answer, reference, spacing_ijk)
 
 
 def hausdorff95_mm(
     answer: np.ndarray, reference: np.ndarray, spacing_ijk: tuple[float, float, float]
 ) -> float | None:
-    """The larger of both directed 95th percentiles of surface distances, mm (MONAI).
+    """HD95: `hausdorff_mm` at the 95th percentile."""
+    return hausdorff_mm(answer, reference, spacing_ijk, percentile=95)
+
+
+def mean_surface_distance_mm(
+    answer: np.ndarray, reference: np.ndarray, spacing_ijk: tuple[float, float, float]
+) -> float | None:
+    """Mean distance of the surface voxels of both masks to the other's surface, mm (MONAI).
 
     None when exactly one mask is empty, 0 when both are.
     """
+    from monai.metrics import compute_average_surface_distance
+
+    def measure(*masks: "torch.Tensor", spacing: list[float]) -> "torch.Tensor":
+        return compute_average_surface_distance(
+            *masks, include_background=True, symmetric=True, spacing=spacing
+        )
+
+    return _surface_measure(measure, answer, reference, spacing_ijk)
+
+
+def _surface_measure(
+    measure: "Callable[..., torch.Tensor]",
+    answer: np.ndarray,
+    reference: np.ndarray,
+    spacing_ijk: tuple[float, float, float],
+) -> float | None:
+    """A distance of MONAI inside the common bounding box; stated values for empty masks."""
     if not answer.any() or not reference.any():
         return None if answer.any() != reference.any() else 0.0
     import torch
-    from monai.metrics import compute_hausdorff_distance
 
     box = _common_box(answer | reference)
 
     def tensor(mask: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None]
 
-    distance = compute_hausdorff_distance(
-        tensor(answer),
-        tensor(reference),
-        include_background=True,
-        percentile=95,
-        spacing=list(reversed(spacing_ijk)),
-    )
-    return float(distance.item())
+    spacing = [float(s) for s in reversed(spacing_ijk)]
+    return float(measure(tensor(answer), tensor(reference), spacing=spacing).item())
 
 
 @dataclass(frozen=True)
@@ -117,6 +177,71 @@ def lesion_detection(
     found, missed = touched(reference, answer)
     right, wrong = touched(answer, reference)
     return LesionDetection(found, missed, right, wrong)
+
+
+@dataclass(frozen=True)
+class Froc:
+    """Lesion recall against false lesions per case, over all probability thresholds.
+
+    Attributes:
+        false_per_case: from the lowest threshold to the highest.
+        recall: 0..1 at the same thresholds.
+        score: mean recall at 1/4, 1/2, 1, 2, 4 and 8 false lesions per case, 0..1.
+    """
+
+    false_per_case: np.ndarray
+    recall: np.ndarray
+    score: float
+
+
+def froc(
+    cases: Iterable[tuple[np.ndarray, np.ndarray]], least: float = 0.05, min_voxels: int = 1
+) -> Froc | None:
+    """Free-response operating characteristic of lesion probabilities (MONAI).
+
+    A candidate is a 26-connected component above `least`, with the maximum of its probability. A
+    reference lesion has the probability of its strongest candidate; a candidate that touches no
+    reference lesion is false.
+
+    Args:
+        cases: (probability 0..1, reference mask), both [k, j, i], one after the other.
+        least: the lowest threshold.
+        min_voxels: smaller components are left out on both sides.
+
+    Returns:
+        None without any reference lesion.
+    """
+    from monai.metrics import compute_froc_curve_data, compute_froc_score
+    from scipy import ndimage
+
+    # MONAI leaves the lowest probability out of the curve; this one is no candidate's.
+    false, found, targets, n = [-1.0], [], 0, 0
+    for probability, reference in cases:
+        n += 1
+        candidates, count = ndimage.label(probability > least, structure=TOUCHING)
+        sizes = np.bincount(candidates.ravel(), minlength=count + 1)
+        strength = ndimage.maximum(probability, candidates, np.arange(count + 1))
+        lesions, lesion_count = ndimage.label(reference, structure=TOUCHING)
+        lesion_sizes = np.bincount(lesions.ravel(), minlength=lesion_count + 1)
+        touched = np.zeros(count + 1, bool)
+        touched[np.unique(candidates[reference])] = True
+        counted = sizes >= min_voxels
+        counted[0] = False
+        false += [float(p) for p in strength[counted & ~touched]]
+        boxes = ndimage.find_objects(lesions)
+        for lesion, box in enumerate(boxes, 1):
+            if lesion_sizes[lesion] < min_voxels:
+                continue
+            targets += 1
+            on_it = np.unique(candidates[box][lesions[box] == lesion])
+            on_it = on_it[counted[on_it]]
+            if on_it.size:
+                found.append(float(strength[on_it].max()))
+    if not targets:
+        return None
+    false_per_case, recall = compute_froc_curve_data(np.array(false), np.array(found), targets, n)
+    score = compute_froc_score(false_per_case, recall, (0.25, 0.5, 1, 2, 4, 8))
+    return Froc(false_per_case, recall, float(score))
 
 
 def best_threshold_dice(

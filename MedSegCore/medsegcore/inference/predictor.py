@@ -21,7 +21,7 @@ from medsegcore.inference.devices import choose_device, choose_precision
 from medsegcore.inference.lesions import find_lesions, label_voxels
 from medsegcore.inference.preprocess import Prepared, check_keys, prepare
 from medsegcore.inference.result import Result, check_thresholds
-from medsegcore.inference.tiling import gaussian_weights, plan_tiles, smaller_tile
+from medsegcore.inference.tiling import plan_tiles, smaller_tile, tile_weights
 from medsegcore.models import ModelFolder, ModelStore
 
 Progress = Callable[[str, int, int, float | None], None]
@@ -168,7 +168,7 @@ class Predictor:
             for key, spec in specs.items()
             if spec.kind == "spatial"
         }
-        weights = gaussian_weights(tiling.tile)
+        weights = tile_weights(tiling.tile, self.description.grid)
         weight_sum = np.zeros(tiling.padded, np.float32)
         total: np.ndarray | None = None
         flips: list[tuple[int, ...]] = _mirrorings() if mirror else [()]

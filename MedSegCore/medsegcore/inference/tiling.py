@@ -1,4 +1,4 @@
-"""Overlapping tiles over a volume, their Gaussian weights, and the order to visit them in."""
+"""Overlapping tiles over a volume, and the weights with which their answers are averaged."""
 
 import itertools
 import math
@@ -74,6 +74,13 @@ def gaussian_weights(tile: tuple[int, int, int]) -> np.ndarray:
     k, j, i = (gaussian_line(n) for n in tile)
     weights = k[:, None, None] * j[None, :, None] * i[None, None, :]
     return np.maximum(weights, LEAST_WEIGHT)
+
+
+def tile_weights(tile: tuple[int, int, int], grid: GridSpec) -> np.ndarray:
+    """[k, j, i] float32 weights of a tile's answer: Gaussian, or all 1 for a plain average."""
+    if grid.blend == "constant":
+        return np.ones(tile, np.float32)
+    return gaussian_weights(tile)
 
 
 def smaller_tile(tile: tuple[int, int, int], multiple: int) -> tuple[int, int, int] | None:

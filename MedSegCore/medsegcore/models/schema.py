@@ -113,6 +113,7 @@ class GridSpec(Part):
         spacing: mm along i, j, k.
         tile: voxels along k, j, i that go through the network at once.
         overlap: share of a tile that the next one covers again, 0..0.9.
+        blend: "gaussian" trusts a tile's middle more than its border, "constant" averages.
         multiple: tile starts are multiples of this many voxels.
         crop: "foreground" of the reference image, or "none".
         margin_mm: kept around the foreground.
@@ -123,6 +124,7 @@ class GridSpec(Part):
     dimensionality: Literal["3D"] = "3D"
     tile: tuple[Voxels, Voxels, Voxels]
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
+    blend: Literal["gaussian", "constant"] = "gaussian"
     multiple: Annotated[int, Field(ge=1, le=128)] = 1
     crop: Literal["foreground", "none"] = "foreground"
     margin_mm: Annotated[float, Field(ge=0, le=100)] = 5.0

@@ -12,6 +12,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from medsegcore.errors import ModelSchemaError
+from medsegcore.networks.edge_attention import (
+    EdgeAttentionConfig,
+    EdgeAttentionNetwork,
+    PretrainingNetwork,
+)
 from medsegcore.networks.rsanet import RSANet, RSANetConfig
 
 
@@ -23,6 +28,8 @@ class NetworkEntry(NamedTuple):
 
 
 NETWORKS: dict[str, NetworkEntry] = {
+    "edge_attention": NetworkEntry(EdgeAttentionConfig, EdgeAttentionNetwork),
+    "edge_attention_pretraining": NetworkEntry(EdgeAttentionConfig, PretrainingNetwork),
     "rsanet": NetworkEntry(RSANetConfig, RSANet),
 }
 

@@ -1,6 +1,9 @@
 """Blocks that more than one network uses."""
 
+import itertools
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -39,3 +42,35 @@ class NonLocalBlock3d(nn.Module):
             gathered = attention @ g.float()  # B, N, C'
         gathered = gathered.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:]).to(x.dtype)
         return self.out(gathered) + x, attention
+
+
+def haar_details(x: Tensor, in_plane: bool, stride: int = 2) -> Tensor:
+    """The detail sub-bands of one level of the orthonormal Haar wavelet transform.
+
+    Args:
+        x: [B, C, D, H, W]; an odd side is extended by its last voxel.
+        in_plane: leave the slice axis alone: 3 sub-bands in H and W instead of 7 in D, H and W.
+        stride: 2 is the transform itself, 1 the undecimated one, which has the size of x and
+            misses no boundary between two blocks.
+
+    Returns:
+        [B, C, bands, D', H', W']; the bands count up in binary over the axes (D), H, W, with 1
+        for the difference (first minus second voxel) and 0 for the sum, from 0..01 on.
+    """
+    axes = 2 if in_plane else 3
+    sum_, difference = torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0])
+    filters = []
+    for bits in list(itertools.product((0, 1), repeat=axes))[1:]:
+        band = torch.ones(())
+        for bit in bits:
+            band = band[..., None] * (difference if bit else sum_)
+        filters.append(band / 2 ** (axes / 2))
+    weight = torch.stack(filters).to(x)  # bands, (2,) 2, 2
+    if in_plane:
+        weight = weight[:, None]
+    pad = []
+    for size, length in zip(reversed(x.shape[2:]), reversed(weight.shape[1:]), strict=True):
+        pad += [0, (length - 1) if stride == 1 else size % length]
+    padded = F.pad(x.flatten(0, 1)[:, None], pad, mode="replicate")
+    step = tuple(min(stride, length) for length in weight.shape[1:])
+    return F.conv3d(padded, weight[:, None], stride=step).unflatten(0, x.shape[:2])

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from monai.transforms import (
     Compose,
@@ -192,3 +193,49 @@ def training_transforms(
             Stackd(keys),
         ]
     )
+
+
+class RandBSplineDeformd(MapTransform, Randomizable):
+    """A smooth random deformation from a coarse grid of control points (Qin, section 3).
+
+    The grid has `cells` cells along each axis; cubic B-splines with random coefficients make the
+    dense field. All keys are deformed alike.
+
+    Args:
+        keys: each [1, k, j, i].
+        mm: standard deviation of a control point's displacement along each axis, in mm.
+        spacing: of the patch along (k, j, i), in mm.
+        label_keys: these are taken from the nearest voxel, the others linearly.
+        cells: the paper's grid is 2x2x2. The displacement is silent.
+        prob: of deforming a patch.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        mm: float,
+        spacing: tuple[float, float, float],
+        label_keys: Sequence[str] = ("label",),
+        cells: tuple[int, int, int] = (2, 2, 2),
+        prob: float = 1.0,
+    ):
+        super().__init__(keys)
+        self.mm, self.spacing, self.cells, self.prob = mm, spacing, cells, prob
+        self.label_keys = set(label_keys)
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        out = dict(data)
+        if self.R.random() >= self.prob:
+            return out
+        transform = None
+        for key in self.key_iterator(out):
+            image = sitk.GetImageFromArray(out[key][0].float().numpy())
+            image.SetSpacing(tuple(reversed(self.spacing)))
+            if transform is None:
+                transform = sitk.BSplineTransformInitializer(image, tuple(reversed(self.cells)))
+                coefficients = self.R.normal(0, self.mm, len(transform.GetParameters()))
+                transform.SetParameters(coefficients)
+            how = sitk.sitkNearestNeighbor if key in self.label_keys else sitk.sitkLinear
+            moved = sitk.GetArrayFromImage(sitk.Resample(image, image, transform, how, 0.0))
+            out[key] = torch.from_numpy(moved)[None].to(out[key])
+        return out

@@ -1,0 +1,100 @@
+"""Figures of many cases: averages, spread, and paired tests between two models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medsegcore.evaluation.metrics import dice, iou
+
+Masks = Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation (n - 1) over the n cases where a measure is defined.
+
+    `sd` is None for a single case; `mean` is None for none.
+    """
+
+    mean: float | None
+    sd: float | None
+    n: int
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.3g}" if self.sd is None else f"{self.mean:.3g} ± {self.sd:.2g}"
+
+
+def summarise(values: Sequence[float | None]) -> Summary:
+    """Summary of a measure over cases; None where it was not defined."""
+    defined = [v for v in values if v is not None]
+    if not defined:
+        return Summary(None, None, 0)
+    sd = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+    return Summary(float(np.mean(defined)), sd, len(defined))
+
+
+def sample_average(masks: Masks) -> dict[str, float]:
+    """Dice and IoU of each case, averaged: every patient counts the same.
+
+    Args:
+        masks: (answer, reference) of each case, bool.
+    """
+    return {
+        "Dice": float(np.mean([dice(a, r) for a, r in masks])),
+        "IoU": float(np.mean([iou(a, r) for a, r in masks])),
+    }
+
+
+def voxel_average(masks: Masks) -> dict[str, float]:
+    """Dice and IoU of the voxels of all cases pooled (RSANet, section 3.2).
+
+    Patients with few lesions count less than in `sample_average`. 1 when all masks are empty.
+    """
+    both = sum(int((a & r).sum()) for a, r in masks)
+    total = sum(int(a.sum()) + int(r.sum()) for a, r in masks)
+    if not total:
+        return {"Dice": 1.0, "IoU": 1.0}
+    return {"Dice": 2 * both / total, "IoU": both / (total - both)}
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Whether two models differ on the same cases.
+
+    Attributes:
+        difference: mean of first minus second.
+        t_p, wilcoxon_p: two-sided p values of the paired t-test and of Wilcoxon's signed-rank
+            test, 0..1; None with fewer than two pairs, or when all differences are equal (t) or
+            zero (Wilcoxon).
+        n: pairs in which both values are defined.
+    """
+
+    difference: float | None
+    t_p: float | None
+    wilcoxon_p: float | None
+    n: int
+
+
+def paired_tests(first: Sequence[float | None], second: Sequence[float | None]) -> PairedTest:
+    """Compare one measure of two models, case by case (SciPy).
+
+    Raises:
+        ValueError: different numbers of cases.
+    """
+    from scipy import stats
+
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    differences = np.array([a - b for a, b in pairs])
+    n = len(pairs)
+    if not n:
+        return PairedTest(None, None, None, 0)
+    difference = float(differences.mean())
+    t_p = wilcoxon_p = None
+    if n > 1 and np.ptp(differences) > 0:
+        t_p = float(stats.ttest_rel(*zip(*pairs, strict=True)).pvalue)
+    if n > 1 and np.any(differences):
+        wilcoxon_p = float(stats.wilcoxon(differences).pvalue)
+    return PairedTest(difference, t_p, wilcoxon_p, n)
