@@ -12,6 +12,16 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from medsegcore.errors import ModelSchemaError
+from medsegcore.networks.comparators import (
+    FusionUNet,
+    FusionUNetConfig,
+    HyperDenseNet,
+    HyperDenseNetConfig,
+    MultiResUNet,
+    MultiResUNetConfig,
+    UNet,
+    UNetConfig,
+)
 from medsegcore.networks.edge_attention import (
     EdgeAttentionConfig,
     EdgeAttentionNetwork,
@@ -28,6 +38,10 @@ class NetworkEntry(NamedTuple):
 
 
 NETWORKS: dict[str, NetworkEntry] = {
+    "unet": NetworkEntry(UNetConfig, UNet),
+    "multiresunet": NetworkEntry(MultiResUNetConfig, MultiResUNet),
+    "hyperdensenet": NetworkEntry(HyperDenseNetConfig, HyperDenseNet),
+    "fusion_unet": NetworkEntry(FusionUNetConfig, FusionUNet),
     "edge_attention": NetworkEntry(EdgeAttentionConfig, EdgeAttentionNetwork),
     "edge_attention_pretraining": NetworkEntry(EdgeAttentionConfig, PretrainingNetwork),
     "rsanet": NetworkEntry(RSANetConfig, RSANet),
