@@ -7,6 +7,8 @@ import pytest
 import torch
 from scipy.signal import correlate
 
+from medsegcore.imaging import read_image, resample
+from medsegcore.losses.edge_attention import EdgeAttentionLoss, edge_map
 from medsegcore.networks import create_network
 from medsegcore.networks.blocks import haar_details
 from medsegcore.networks.edge_attention import (
@@ -286,3 +288,35 @@ def test_the_ablation_without_edges_has_none_and_the_plain_one_no_wavelet():
     assert thin.edge[0].extract[0].in_channels == 7 * 4
     none = create_network("edge_attention", {**SMALL, "edges": "none"})
     assert [a["key"] for a in none.attention] == ["pam1", "pam2", "pam3", "pam4"]
+
+
+@pytest.mark.slow
+def test_it_learns_a_real_prostate_patch_by_heart(shared_data):
+    case = shared_data / "prostate" / "ucla" / "0001"
+    image = read_image(case / "t2w.nii.gz")
+    mask = resample(read_image(case / "prostate.nii.gz"), image.grid, "nearest").array > 0
+    k = int(np.argwhere(mask)[:, 0].mean())
+    rows, columns = (int(c) for c in np.argwhere(mask)[:, 1:].mean(axis=0))
+    box = tuple(
+        slice(max(c - n, 0), c + n, s) for c, n, s in ((k, 4, 1), (rows, 64, 2), (columns, 64, 2))
+    )
+    patch = image.array[box].astype(np.float32)
+    x = torch.from_numpy((patch - patch.mean()) / patch.std())[None, None]
+    y = torch.from_numpy(mask[box].astype(np.float32))[None, None]
+    assert 0.05 < y.mean() < 0.6
+    torch.manual_seed(1)
+    network = create_network("edge_attention", {"depth": 10, "width": 8, "decoder_width": 8})
+    loss = EdgeAttentionLoss()
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss(*network(x, with_attention=True), y).backward()
+        optimiser.step()
+    with torch.no_grad():
+        logits, attention = network(x, with_attention=True)
+    answer = logits.argmax(1, keepdim=True)
+    assert 2 * (answer * y).sum() / (answer.sum() + y.sum()) > 0.95
+    # The edge maps, which only the loss's edge terms teach, follow the boundary.
+    edge = attention["edge3"]
+    boundary = torch.nn.functional.adaptive_max_pool3d(edge_map(y, in_plane=True), edge.shape[2:])
+    assert edge[boundary > 0].mean() > 3 * edge[boundary == 0].mean()

@@ -2,7 +2,8 @@
 
 A network is `forward(x) -> logits` and `forward(x, with_attention=True) -> (logits, attention)`
 with `attention` a dict of tensors, which `network.attention` declares (key, kind, title, axis).
-`network.multiple` is the number that each side of the input should be a multiple of.
+`network.dimensions` is 2 or 3; `network.multiple` is what each side of the input should be a
+multiple of for the best speed.
 """
 
 import dataclasses

@@ -202,6 +202,7 @@ class PretrainingNetwork(nn.Module):
     Input [B, C, D, H, W] -> logits [B, out_channels, D, H, W].
     """
 
+    dimensions = 3
     multiple = 8
     attention: list[dict[str, str | None]] = [
         {"key": "head", "kind": "spatial", "title": "Decoder activation", "axis": None}
@@ -228,7 +229,8 @@ class PretrainingNetwork(nn.Module):
         logits = _resized(self.classify(features), x.shape[2:])
         if not with_attention:
             return logits
-        return logits, {"head": features.float().square().sum(dim=1, keepdim=True)}
+        activation = features.float().square().sum(dim=1, keepdim=True)
+        return logits, {"head": _resized(activation, x.shape[2:])}
 
 
 class RRB(nn.Module):
@@ -339,6 +341,7 @@ class EdgeAttentionNetwork(nn.Module):
     finest; "pam1".."pam4", mean over channels of the PAM's weights 0..1, likewise.
     """
 
+    dimensions = 3
     multiple = 8
 
     def __init__(self, config: EdgeAttentionConfig):

@@ -157,6 +157,7 @@ class RSANet(nn.Module):
     "decoder", the sum over channels of the squared features of the last level [B, 1, D, H, W].
     """
 
+    dimensions = 3
     multiple = 16
 
     def __init__(self, config: RSANetConfig):
