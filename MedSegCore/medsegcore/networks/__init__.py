@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from medsegcore.errors import ModelSchemaError
+from medsegcore.networks.csad import CSAD, CSADConfig
 from medsegcore.networks.rsanet import RSANet, RSANetConfig
 
 
@@ -23,6 +24,7 @@ class NetworkEntry(NamedTuple):
 
 
 NETWORKS: dict[str, NetworkEntry] = {
+    "csad": NetworkEntry(CSADConfig, CSAD),
     "rsanet": NetworkEntry(RSANetConfig, RSANet),
 }
 
