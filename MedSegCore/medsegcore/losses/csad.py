@@ -67,7 +67,7 @@ def distillation_loss(log_maps: Mapping[str, Tensor], scheme: Scheme = "ilc") ->
 
 def _maps_of_stream(log_maps: Mapping[str, Tensor], stream: int) -> list[Tensor]:
     """The stream's maps, stage 1 first."""
-    maps = []
+    maps: list[Tensor] = []
     while (key := f"stage{len(maps) + 1}_stream{stream}") in log_maps:
         maps.append(log_maps[key])
     return maps
