@@ -245,6 +245,26 @@ def test_fusion_of_many_positions_never_holds_their_matrix(kind, monkeypatch):
     assert all(image.grad.abs().max() > 0 for image in images)
 
 
+@pytest.mark.parametrize("kind", ["shared", "direction"])
+def test_fusion_of_many_positions_does_not_keep_their_matrix_for_the_backward_pass(
+    kind, monkeypatch
+):
+    monkeypatch.setattr(csad, "CHUNK_ENTRIES", 32 * 1024)
+    kept: dict[int, int] = {}  # entries by the storage that holds them
+
+    def keep(a):
+        storage = a.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // 4
+        return a
+
+    images = [torch.randn(1, 4, 32, 32, requires_grad=True) for _ in range(2)]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda a: a):
+        fused = SCFF(4, softmax=kind)(*images)
+    # The features and the general features of both images; a single chunk has 32,768 entries.
+    assert fused.requires_grad
+    assert 0 < sum(kept.values()) < 20_000
+
+
 def test_fusion_stays_finite_where_fp16_products_would_overflow():
     # 16 terms of 300 * 300 are 1,440,000 before T = C~ divides them; fp16 ends at 65,504.
     fusion = identity_fusion(16, "shared").half()
