@@ -23,6 +23,7 @@ from medsegcore.networks.comparators import (
     UNet,
     UNetConfig,
 )
+from medsegcore.networks.csad import CSAD, CSADConfig
 from medsegcore.networks.edge_attention import (
     EdgeAttentionConfig,
     EdgeAttentionNetwork,
@@ -45,6 +46,7 @@ NETWORKS: dict[str, NetworkEntry] = {
     "fusion_unet": NetworkEntry(FusionUNetConfig, FusionUNet),
     "edge_attention": NetworkEntry(EdgeAttentionConfig, EdgeAttentionNetwork),
     "edge_attention_pretraining": NetworkEntry(EdgeAttentionConfig, PretrainingNetwork),
+    "csad": NetworkEntry(CSADConfig, CSAD),
     "rsanet": NetworkEntry(RSANetConfig, RSANet),
 }
 
