@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= demo_output
 
-.PHONY: demo test lint format bench system schema picture clean
+.PHONY: demo test lint format bench system schema papers picture clean
 
 demo: $(READY) system
 	$(BIN)/medseg demo --out $(OUT)
@@ -26,10 +26,14 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python Testing/benchmarks/tiles.py
+	$(BIN)/python Testing/benchmarks/networks.py
+	$(BIN)/python Testing/benchmarks/attention_blocks.py
 
 # What is generated from the code and kept in the project.
 schema: $(READY)
 	$(BIN)/python -m medsegcore.models.schema
+papers: $(READY)
+	$(BIN)/python MedSegCore/papers/build.py
 picture: demo
 	$(BIN)/python -c "from PIL import Image; Image.open('$(OUT)/overview.png').convert('RGB').save('Screenshots/overview.jpg', quality=85)"
 
