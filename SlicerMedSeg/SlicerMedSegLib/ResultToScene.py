@@ -9,8 +9,8 @@ import numpy as np
 import slicer
 import vtk
 
-from medsegcore.imaging import Image
-from medsegcore.inference import Result, SpatialAttention
+from medsegcore.imaging import Image, resample
+from medsegcore.inference import CorrelationAttention, Result, SpatialAttention
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
 
 from .Colors import CLEAR_BELOW, labelColorNode, overlayColorNode
@@ -103,12 +103,22 @@ class _Builder:
                 node = self._overlay(
                     attention.values, attention.title, colors, "attention", attention.key
                 )
+            elif isinstance(attention, CorrelationAttention):
+                array = self._correlation(attention)
+                node = self._overlay(array, attention.title, colors, "attention", attention.key)
             else:
                 node = self._sliceTable(attention)
             nodes.attention[attention.key] = node
         nodes.lesions = self._lesionTable()
         nodes.provenance = self._provenance()
         return nodes
+
+    def _correlation(self, attention: CorrelationAttention) -> np.ndarray:
+        """The map for the largest lesion's centre, or the middle: 0..1 on the result's grid."""
+        grid, lesions = self.result.grid, self.result.lesions
+        point = lesions[0].center_ras if lesions else grid.center
+        array = resample(attention.map_at(np.asarray(point)), grid).array
+        return array / max(float(array.max()), 1e-12)
 
     def undo(self) -> None:
         """Take out what was added so far, displays and color tables included."""

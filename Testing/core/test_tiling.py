@@ -62,7 +62,7 @@ def test_a_smaller_tile_halves_the_longest_side_until_it_is_small():
     tile, seen = (96, 128, 96), []
     while tile is not None:
         seen.append(tile)
-        tile = smaller_tile(tile, 16)
+        tile = smaller_tile(tile, SPEC)
     assert seen[1] == (96, 64, 96)
     assert min(seen[-1]) >= 32
     assert len(seen) == len(set(seen))

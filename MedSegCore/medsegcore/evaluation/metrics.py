@@ -70,9 +70,9 @@ def hausdorff_mm(
     """
     from monai.metrics import compute_hausdorff_distance
 
-    def measure(*masks: "torch.Tensor", spacing: list[float]) -> "torch.Tensor":
+    def measure(a: "torch.Tensor", b: "torch.Tensor", spacing: list[float]) -> "torch.Tensor":
         return compute_hausdorff_distance(
-            *masks, include_background=True, percentile=percentile, spacing=spacing
+            a, b, include_background=True, percentile=percentile, spacing=spacing
         )
 
     return _surface_measure(measure, answer, reference, spacing_ijk)
@@ -94,9 +94,9 @@ def mean_surface_distance_mm(
     """
     from monai.metrics import compute_average_surface_distance
 
-    def measure(*masks: "torch.Tensor", spacing: list[float]) -> "torch.Tensor":
+    def measure(a: "torch.Tensor", b: "torch.Tensor", spacing: list[float]) -> "torch.Tensor":
         return compute_average_surface_distance(
-            *masks, include_background=True, symmetric=True, spacing=spacing
+            a, b, include_background=True, symmetric=True, spacing=spacing
         )
 
     return _surface_measure(measure, answer, reference, spacing_ijk)

@@ -6,6 +6,7 @@ from medsegcore.imaging.geometry import (
     fov_overlap,
     grid_with_spacing,
     patient_grid,
+    reference_grid,
 )
 from medsegcore.imaging.image import Image, check_image, from_sitk, to_sitk, without_nans
 from medsegcore.imaging.io import (
@@ -32,6 +33,7 @@ __all__ = [
     "list_dicom_series",
     "list_volumes",
     "patient_grid",
+    "reference_grid",
     "read_dicom_series",
     "read_image",
     "register",

@@ -158,6 +158,36 @@ def patient_grid(grid: Grid, spacing: tuple[float, float, float], orientation: s
     return _grid_over(direction, (low + high) / 2, count, spacing)
 
 
+def reference_grid(
+    grid: Grid, spacing: tuple[float | None, float | None, float | None], orientation: str
+) -> Grid:
+    """The field of view of `grid` along its own axes, in the order nearest to `orientation`.
+
+    For networks that look at slices as they were acquired: thick tilted slices are not mixed.
+
+    Args:
+        spacing: mm along the new i, j, k; None keeps the grid's own.
+        orientation: letters that the new i, j, k are to point nearest to, e.g. "RAS".
+    """
+    axes = grid.axes()
+    letters = [letter for pair in LETTERS for letter in pair]
+    columns, signs = [], []
+    for letter in orientation:
+        wanted, negative = divmod(letters.index(letter), 2)
+        column = [axis for axis, _ in axes].index(wanted)
+        columns.append(column)
+        signs.append(1 if (axes[column][1] < 0) == bool(negative) else -1)
+    direction = grid.direction[:, columns] * np.array(signs)
+    sizes = [grid.shape[2 - column] for column in columns]
+    own = [grid.spacing[column] for column in columns]
+    steps = [new or old for new, old in zip(spacing, own, strict=True)]
+    count = [
+        max(int(np.ceil(n * old / new - 1e-3)), 1)
+        for n, old, new in zip(sizes, own, steps, strict=True)
+    ]
+    return _grid_over(direction, grid.center, count, (steps[0], steps[1], steps[2]))
+
+
 def _grid_over(
     direction: np.ndarray,
     center: np.ndarray,

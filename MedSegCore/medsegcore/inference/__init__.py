@@ -5,7 +5,12 @@
 
 from typing import TYPE_CHECKING
 
-from medsegcore.inference.attention import SliceAttention, SpatialAttention
+from medsegcore.inference.attention import (
+    Attention,
+    CorrelationAttention,
+    SliceAttention,
+    SpatialAttention,
+)
 from medsegcore.inference.lesions import Lesion
 from medsegcore.inference.preprocess import Prepared, prepare
 from medsegcore.inference.result import Result
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
     from medsegcore.inference.predictor import Predictor
 
 __all__ = [
+    "Attention",
+    "CorrelationAttention",
     "Lesion",
     "Predictor",
     "Prepared",

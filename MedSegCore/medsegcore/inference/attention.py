@@ -1,10 +1,11 @@
 """Attention of a whole volume, put together from its tiles. No torch here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from medsegcore.imaging import Grid
+from medsegcore.imaging import Grid, Image
 from medsegcore.inference.tiling import Tiling, gaussian_line
 
 # Array axis [k, j, i] of a grid in RAS orientation along which a direction's slices are counted.
@@ -55,6 +56,57 @@ class SliceAttention:
         """Index of the slab nearest to a point in RAS mm."""
         offsets = (self.centers_ras - np.asarray(ras)) @ self.normal_ras
         return int(np.abs(offsets).argmin())
+
+
+@dataclass(frozen=True)
+class CorrelationAttention:
+    """For each position of one image of a slice, where the other image answers to it.
+
+    Attributes:
+        key, title: as the model declares them.
+        maps: float16 [K, h, w, h', w']; maps[k, r, c] is the map over the other image for
+            position (r, c) of slice k of the model grid.
+        affine: 4x4, from (c, r, k) to RAS mm; the positions are coarser than the voxels.
+    """
+
+    key: str
+    title: str
+    maps: np.ndarray
+    affine: np.ndarray
+
+    kind = "correlation"
+
+    def map_at(self, ras: np.ndarray) -> Image:
+        """The map for the position nearest to a point in RAS mm, as an image of one slice."""
+        c, r, k = (np.linalg.inv(self.affine) @ [*ras, 1.0])[:3]
+        at = [
+            int(np.clip(np.rint(x), 0, n - 1))
+            for x, n in zip((k, r, c), self.maps.shape, strict=False)
+        ]
+        affine = self.affine.copy()
+        affine[:3, 3] += at[0] * affine[:3, 2]
+        scale = np.array(self.maps.shape[1:3]) / np.array(self.maps.shape[3:])
+        if not np.all(scale == 1):
+            # The other image may have another number of positions over the same field of view.
+            affine[:3, 3] += affine[:3, :2] @ ((scale[::-1] - 1) / 2)
+            affine[:3, :2] *= scale[::-1]
+        return Image(self.maps[tuple(at)][None].astype(np.float32), affine, self.title)
+
+
+Attention = SpatialAttention | SliceAttention | CorrelationAttention
+
+
+def correlation_attention(
+    key: str, title: str, by_slice: Mapping[int, np.ndarray], grid: Grid, tiling: Tiling
+) -> CorrelationAttention:
+    """The correlations [h, w, h', w'] of all slices of the model grid, with their place."""
+    maps = np.stack([by_slice[k] for k in range(grid.shape[0])])
+    # A position covers `step` voxels of the padded slice; its middle lies between them.
+    step = np.array([n / m for n, m in zip(tiling.padded[:0:-1], maps.shape[2:0:-1], strict=True)])
+    affine = grid.affine.copy()
+    affine[:3, 3] += affine[:3, :2] @ ((step - 1) / 2)
+    affine[:3, :2] *= step
+    return CorrelationAttention(key, title, maps, affine)
 
 
 class SliceAttentionSum:

@@ -16,13 +16,18 @@ from torch import Tensor
 import medsegcore
 from medsegcore.errors import CancelledError, ModelSchemaError, OutOfMemoryError, SettingError
 from medsegcore.imaging import Grid, Image, resample
-from medsegcore.inference.attention import SliceAttention, SliceAttentionSum, SpatialAttention
+from medsegcore.inference.attention import (
+    Attention,
+    SliceAttentionSum,
+    SpatialAttention,
+    correlation_attention,
+)
 from medsegcore.inference.devices import choose_device, choose_precision
 from medsegcore.inference.lesions import find_lesions, label_voxels
-from medsegcore.inference.preprocess import Prepared, check_keys, prepare
+from medsegcore.inference.preprocess import Prepared, check_keys, prepare, with_neighbours
 from medsegcore.inference.result import Result, check_thresholds
-from medsegcore.inference.tiling import plan_tiles, smaller_tile, tile_weights
-from medsegcore.models import ModelFolder, ModelStore
+from medsegcore.inference.tiling import Tiling, plan_tiles, smaller_tile, tile_weights
+from medsegcore.models import AttentionSpec, ModelFolder, ModelStore
 
 Progress = Callable[[str, int, int, float | None], None]
 STAGES = ("prepare", "segment", "restore", "measure")
@@ -54,9 +59,19 @@ class Predictor:
         self.device = choose_device(device)
         self.dtype = choose_precision(precision, self.device)
         network = model_folder.load_network()
+        if network.dimensions != (2 if self.description.grid.flat else 3):
+            raise ModelSchemaError(
+                f"The network '{self.description.network.name}' works in {network.dimensions}D "
+                f"but the grid of the model says {self.description.grid.dimensionality}.",
+                "Ask whoever made the model to correct model.json.",
+            )
         # 3D convolutions run twice as fast so on CPUs.
-        if self.device.type != "mps":
-            network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.layout = (
+            torch.contiguous_format if self.device.type == "mps"
+            else torch.channels_last if self.description.grid.flat
+            else torch.channels_last_3d
+        )  # fmt: skip
+        network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.network = network.to(self.device)
 
     def predict(
@@ -74,7 +89,8 @@ class Predictor:
 
         Args:
             images: Image by input key of the model.
-            mirror: average over the eight mirrorings of each tile (eight times the time).
+            mirror: average over the eight mirrorings of each tile (eight times the time), or over
+                the four of each slice.
             attention: also give the network's attention maps.
             thresholds: by label name, 0..1; the model's own where none is given.
             min_lesion_ml: smaller connected components are dropped.
@@ -97,10 +113,10 @@ class Predictor:
         clock.begin("prepare", 1)
         prepared = prepare(self.description, images)
         clock.step()
-        probabilities, spatial, slices = self._tiles(prepared, mirror, attention, clock)
-        clock.begin("restore", len(self.description.labels) + len(spatial))
+        probabilities, collected = self._tiles(prepared, mirror, attention, clock)
+        clock.begin("restore", len(self.description.labels) + len(collected.spatial))
         restored = self._restore(probabilities, prepared, clock)
-        maps = self._attention(spatial, slices, prepared, clock)
+        maps = self._attention(collected, prepared, clock)
         clock.begin("measure", 1)
         inputs = {
             key: resample(image, prepared.reference).array for key, image in prepared.raw.items()
@@ -128,7 +144,7 @@ class Predictor:
 
     def _tiles(
         self, prepared: Prepared, mirror: bool, attention: bool, clock: "_Clock"
-    ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, SliceAttentionSum]]:
+    ) -> tuple[np.ndarray, "_Collected"]:
         """Run all tiles, with smaller ones when memory runs out."""
         tile: tuple[int, int, int] | None = self.description.grid.tile
         while tile is not None:
@@ -139,7 +155,7 @@ class Predictor:
                     raise
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-                tile = smaller_tile(tile, self.description.grid.multiple)
+                tile = smaller_tile(tile, self.description.grid)
         raise OutOfMemoryError(
             f"The memory of the device '{self.device}' does not hold even a small tile.",
             "Close other programs or use the device cpu.",
@@ -153,55 +169,45 @@ class Predictor:
         mirror: bool,
         attention: bool,
         clock: "_Clock",
-    ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, SliceAttentionSum]]:
-        """Class probabilities [class, k, j, i] on the model grid, and the attention's sums."""
+    ) -> tuple[np.ndarray, "_Collected"]:
+        """Class probabilities [class, k, j, i] on the model grid, and the attention."""
+        grid = self.description.grid
         shape = prepared.tensor.shape[1:]
-        tiling = plan_tiles(shape, self.description.grid, tile)
+        tiling = plan_tiles(shape, grid, tile)
         missing = [n - s for n, s in zip(tiling.padded, shape, strict=True)]
         volume = np.pad(prepared.tensor, [(0, 0), *((0, n) for n in missing)])
-        specs = {spec.key: spec for spec in self.description.attention} if attention else {}
-        slices = {
-            key: SliceAttentionSum(spec.axis, tiling) for key, spec in specs.items() if spec.axis
-        }
-        spatial = {
-            key: np.zeros(tiling.padded, np.float32)
-            for key, spec in specs.items()
-            if spec.kind == "spatial"
-        }
-        weights = tile_weights(tiling.tile, self.description.grid)
+        if grid.neighbours:
+            volume = with_neighbours(volume, grid.neighbours)
+        collected = _Collected(self.description.attention if attention else [], tiling)
+        weights = tile_weights(tiling.tile, grid)
         weight_sum = np.zeros(tiling.padded, np.float32)
         total: np.ndarray | None = None
-        flips: list[tuple[int, ...]] = _mirrorings() if mirror else [()]
+        flips = _mirrorings(2 if grid.flat else 3) if mirror else _mirrorings(0)
         clock.begin("segment", len(tiling.starts) * len(flips))
         for start, box in zip(tiling.starts, tiling.boxes(), strict=True):
-            answer, maps = self._one_tile(volume[(slice(None), *box)], flips, bool(specs), clock)
+            x = self._tensor(volume[(slice(None), *box)])
+            answer, maps = self._one_tile(x, flips, attention, clock)
             if total is None:
                 total = np.zeros((answer.shape[0], *tiling.padded), np.float32)
             total[(slice(None), *box)] += answer * weights
             weight_sum[box] += weights
-            for key, summed in slices.items():
-                summed.add(start, maps[key][0].float().cpu().numpy())
-            for key, volume_sum in spatial.items():
-                values = F.interpolate(
-                    maps[key].float(), size=tiling.tile, mode="trilinear", align_corners=False
-                )
-                volume_sum[box] += values[0, 0].cpu().numpy() * weights
+            collected.add(start, box, maps, weights, grid.flat)
         assert total is not None
         inner = tuple(slice(0, n) for n in shape)
         total /= weight_sum
-        return (
-            total[(slice(None), *inner)],
-            {key: (values / weight_sum)[inner] for key, values in spatial.items()},
-            slices,
-        )
+        collected.finish(weight_sum, inner)
+        return total[(slice(None), *inner)], collected
+
+    def _tensor(self, tile: np.ndarray) -> Tensor:
+        """A tile [C, k, j, i] as the network takes it: [1, C, k, j, i], or slices [k, C, j, i]."""
+        x = torch.from_numpy(np.ascontiguousarray(tile)).to(self.device)
+        x = x.transpose(0, 1) if self.description.grid.flat else x[None]
+        return x.contiguous(memory_format=self.layout)
 
     def _one_tile(
-        self, tile: np.ndarray, flips: list[tuple[int, ...]], attention: bool, clock: "_Clock"
+        self, x: Tensor, flips: list[tuple[int, ...]], attention: bool, clock: "_Clock"
     ) -> tuple[np.ndarray, dict[str, Tensor]]:
         """Probabilities [class, k, j, i] of a tile, and the attention of its plain view."""
-        x = torch.from_numpy(np.ascontiguousarray(tile))[None].to(self.device)
-        if self.device.type != "mps":
-            x = x.contiguous(memory_format=torch.channels_last_3d)
         mean: Tensor | None = None
         maps: dict[str, Tensor] = {}
         for axes in flips:
@@ -225,7 +231,9 @@ class Predictor:
                 f"The network gives {mean.shape[1]} classes but a label has the value {highest}.",
                 "Labels count from 1 and the background is class 0.",
             )
-        return (mean[0] / len(flips)).cpu().numpy(), maps
+        mean = mean / len(flips)
+        mean = mean.transpose(0, 1) if self.description.grid.flat else mean[0]
+        return mean.cpu().numpy(), maps
 
     def _restore(
         self, probabilities: np.ndarray, prepared: Prepared, clock: "_Clock"
@@ -239,25 +247,29 @@ class Predictor:
         return restored
 
     def _attention(
-        self,
-        spatial: dict[str, np.ndarray],
-        slices: dict[str, SliceAttentionSum],
-        prepared: Prepared,
-        clock: "_Clock",
-    ) -> list[SpatialAttention | SliceAttention]:
-        maps: list[SpatialAttention | SliceAttention] = []
+        self, collected: "_Collected", prepared: Prepared, clock: "_Clock"
+    ) -> list[Attention]:
+        maps: list[Attention] = []
         # Padding and air are nothing that the network looked at.
         inside = (prepared.tensor != 0).any(axis=0)
         for spec in self.description.attention:
-            if spec.key in slices:
-                maps.append(slices[spec.key].result(spec.key, spec.title, prepared.grid))
-            elif spec.key in spatial:
-                values = np.where(inside, spatial[spec.key], 0)
+            if spec.key in collected.slices:
+                summed = collected.slices[spec.key]
+                maps.append(summed.result(spec.key, spec.title, prepared.grid))
+            elif spec.key in collected.spatial:
+                values = np.where(inside, collected.spatial[spec.key], 0)
                 scale = float(np.percentile(values[inside], 99.9)) or 1.0
                 scaled = Image(np.clip(values / scale, 0, 1), prepared.grid.affine)
                 array = resample(scaled, prepared.reference).array
                 maps.append(SpatialAttention(spec.key, spec.title, array, scale))
                 clock.step()
+            elif collected.correlation.get(spec.key):
+                parts = collected.correlation[spec.key]
+                maps.append(
+                    correlation_attention(
+                        spec.key, spec.title, parts, prepared.grid, collected.tiling
+                    )
+                )
         return maps
 
     def _provenance(self, prepared: Prepared) -> dict[str, Any]:
@@ -276,6 +288,52 @@ class Predictor:
             },
             "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+
+
+class _Collected:
+    """The attention of the tiles, put together by kind.
+
+    Correlation belongs to a slice as a whole: it is kept only where one tile holds the slice.
+    """
+
+    def __init__(self, specs: list[AttentionSpec], tiling: Tiling):
+        self.tiling = tiling
+        self.slices = {
+            s.key: SliceAttentionSum(s.axis, tiling) for s in specs if s.axis is not None
+        }
+        self.spatial = {
+            s.key: np.zeros(tiling.padded, np.float32) for s in specs if s.kind == "spatial"
+        }
+        whole = tiling.tile[1:] == tiling.padded[1:]
+        self.correlation: dict[str, dict[int, np.ndarray]] = {
+            s.key: {} for s in specs if s.kind == "correlation" and whole
+        }
+
+    def add(
+        self,
+        start: tuple[int, int, int],
+        box: tuple[slice, slice, slice],
+        maps: dict[str, Tensor],
+        weights: np.ndarray,
+        flat: bool,
+    ) -> None:
+        """Add what the network gave for the tile that starts there."""
+        for key, summed in self.slices.items():
+            summed.add(start, maps[key][0].float().cpu().numpy())
+        for key, volume in self.spatial.items():
+            values = maps[key].float()
+            values = values.transpose(0, 1)[None] if flat else values  # 1, 1, k', j', i'
+            values = F.interpolate(
+                values, size=self.tiling.tile, mode="trilinear", align_corners=False
+            )
+            volume[box] += values[0, 0].cpu().numpy() * weights
+        for key, by_slice in self.correlation.items():
+            for n, matrix in enumerate(maps[key].half().cpu().numpy()):
+                by_slice[start[0] + n] = matrix
+
+    def finish(self, weight_sum: np.ndarray, inner: tuple[slice, ...]) -> None:
+        """Divide the sums, and drop what lies in the padding."""
+        self.spatial = {key: (v / weight_sum)[inner] for key, v in self.spatial.items()}
 
 
 class _Clock:
@@ -315,10 +373,10 @@ class _Clock:
         self.progress(self.stage, self.done, self.total, left)
 
 
-def _mirrorings() -> list[tuple[int, ...]]:
-    """The axes of [B, C, k, j, i] to flip: none, each, each pair, all."""
-    axes = (2, 3, 4)
-    return [pick for n in range(4) for pick in itertools.combinations(axes, n)]
+def _mirrorings(dimensions: int) -> list[tuple[int, ...]]:
+    """The axes of [B, C, (k,) j, i] to flip: none, each, each pair, all."""
+    axes = range(2, 2 + dimensions)
+    return [pick for n in range(dimensions + 1) for pick in itertools.combinations(axes, n)]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

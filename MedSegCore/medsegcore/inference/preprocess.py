@@ -12,10 +12,11 @@ from medsegcore.imaging import (
     check_image,
     check_overlap,
     patient_grid,
+    reference_grid,
     resample,
     without_nans,
 )
-from medsegcore.models.schema import ModelDescription, Normalisation
+from medsegcore.models.schema import GridSpec, ModelDescription, Normalisation
 
 # Exact zero marks the voxels outside of the foreground; inside it a zero becomes this.
 INSIDE_ZERO = 1e-3
@@ -65,7 +66,7 @@ def prepare(description: ModelDescription, images: Mapping[str, Image]) -> Prepa
         if key != description.reference:
             check_overlap(reference.grid, image.grid, description.input(key).title)
     raw = {key: without_nans(image) for key, image in images.items()}
-    grid = patient_grid(reference.grid, description.grid.spacing, description.grid.orientation)
+    grid = model_grid(reference.grid, description.grid)
     channels, crop = [], None
     # The reference comes first because its foreground decides what is kept of the others.
     first = description.input(description.reference)
@@ -75,7 +76,7 @@ def prepare(description: ModelDescription, images: Mapping[str, Image]) -> Prepa
         array = resample(raw[spec.key], grid).array.astype(np.float32, copy=False)
         inside = foreground(array, spec.normalisation, spec.title)
         if crop is None:
-            crop = crop_box(inside, description)
+            crop = crop_box(inside, description.grid, grid.spacing)
         channels.append((spec.key, normalise(array, inside, spec.normalisation)[crop]))
     assert crop is not None
     by_key = dict(channels)
@@ -90,6 +91,24 @@ def prepare(description: ModelDescription, images: Mapping[str, Image]) -> Prepa
         present={spec.key: spec.key in raw for spec in description.inputs},
         raw=raw,
     )
+
+
+def model_grid(reference: Grid, spec: GridSpec) -> Grid:
+    """The grid that the network works on, over the field of view of the reference."""
+    if spec.axes == "reference":
+        return reference_grid(reference, spec.spacing, spec.orientation)
+    i, j, k = (s or 0.0 for s in spec.spacing)  # never null with the patient's axes
+    return patient_grid(reference, (i, j, k), spec.orientation)
+
+
+def with_neighbours(volume: np.ndarray, neighbours: int) -> np.ndarray:
+    """[C, k, j, i] -> [C (2 n + 1), k, j, i]: of each channel, slices k - n .. k + n.
+
+    The outermost slice stands in where there are no more.
+    """
+    count = volume.shape[1]
+    at = [np.clip(np.arange(count) + n, 0, count - 1) for n in range(-neighbours, neighbours + 1)]
+    return np.stack([volume[:, k] for k in at], axis=1).reshape(-1, *volume.shape[1:])
 
 
 def check_keys(description: ModelDescription, images: Collection[str]) -> None:
@@ -169,15 +188,17 @@ def _histogram_mode(values: np.ndarray) -> tuple[float, float]:
     return centre, float(edges[right + 1] - edges[left]) / 2.355
 
 
-def crop_box(inside: np.ndarray, description: ModelDescription) -> tuple[slice, slice, slice]:
+def crop_box(
+    inside: np.ndarray, spec: GridSpec, spacing_ijk: tuple[float, float, float]
+) -> tuple[slice, slice, slice]:
     """The part of the model grid to work on: the foreground with its margin, or everything."""
-    if description.grid.crop == "none":
+    if spec.crop == "none":
         return (slice(0, inside.shape[0]), slice(0, inside.shape[1]), slice(0, inside.shape[2]))
     box = []
-    for axis, spacing in enumerate(reversed(description.grid.spacing)):
+    for axis, spacing in enumerate(reversed(spacing_ijk)):
         others = tuple(a for a in range(3) if a != axis)
         filled = np.flatnonzero(inside.any(axis=others))
-        margin = int(np.ceil(description.grid.margin_mm / spacing))
+        margin = int(np.ceil(spec.margin_mm / spacing))
         box.append(
             slice(
                 max(int(filled[0]) - margin, 0),

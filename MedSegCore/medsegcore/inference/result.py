@@ -17,7 +17,12 @@ import numpy as np
 from medsegcore.errors import OutputError, SettingError, UnreadableImageError
 from medsegcore.files import write_file
 from medsegcore.imaging import Grid, Image, read_image, resample, to_sitk, write_image
-from medsegcore.inference.attention import SliceAttention, SpatialAttention
+from medsegcore.inference.attention import (
+    Attention,
+    CorrelationAttention,
+    SliceAttention,
+    SpatialAttention,
+)
 from medsegcore.inference.lesions import Lesion, find_lesions, label_voxels
 from medsegcore.models.schema import Label
 
@@ -47,7 +52,7 @@ class Result:
     labels: list[Label]
     probabilities: dict[str, np.ndarray]
     labelmap: np.ndarray
-    attention: list[SpatialAttention | SliceAttention]
+    attention: list[Attention]
     lesions: list[Lesion]
     settings: dict[str, Any]
     provenance: dict[str, Any]
@@ -90,7 +95,7 @@ class Result:
         """Write everything into `folder`; result.json comes last and tells that all is there.
 
         Files: labelmap.nii.gz, segmentation.seg.nrrd (opens as a segmentation in Slicer),
-        probability_<value>.nii.gz, attention_<key>.nii.gz or .csv, lesions.csv, result.json.
+        probability_<value>.nii.gz, attention_<key>.nii.gz, .csv or .npz, lesions.csv, result.json.
 
         Raises:
             OutputError: a result is there already (and `overwrite` is False), or no space.
@@ -148,9 +153,12 @@ class Result:
                 f"'{path.name}' cannot be written.", "Check the free space and the permissions."
             ) from error
 
-    def _save_attention(self, attention: SpatialAttention | SliceAttention, folder: Path) -> None:
+    def _save_attention(self, attention: Attention, folder: Path) -> None:
         if isinstance(attention, SpatialAttention):
             write_image(self.image(attention.values), folder / f"attention_{attention.key}.nii.gz")
+            return
+        if isinstance(attention, CorrelationAttention):
+            np.savez_compressed(folder / f"attention_{attention.key}.npz", maps=attention.maps)
             return
         text = io.StringIO()
         np.savetxt(text, attention.matrix, delimiter=",", fmt="%.9g")
@@ -166,6 +174,8 @@ class Result:
             }
             if isinstance(attention, SpatialAttention):
                 entry["scale"] = attention.scale
+            elif isinstance(attention, CorrelationAttention):
+                entry["affine"] = attention.affine.tolist()
             else:
                 entry["axis"] = attention.axis
                 entry["centers_ras"] = attention.centers_ras.tolist()
@@ -215,10 +225,15 @@ class Result:
         )
 
 
-def _load_attention(entry: dict[str, Any], folder: Path) -> SpatialAttention | SliceAttention:
+def _load_attention(entry: dict[str, Any], folder: Path) -> Attention:
     if entry["kind"] == "spatial":
         values = read_image(folder / f"attention_{entry['key']}.nii.gz").array
         return SpatialAttention(entry["key"], entry["title"], values, entry["scale"])
+    if entry["kind"] == "correlation":
+        with np.load(folder / f"attention_{entry['key']}.npz", allow_pickle=False) as file:
+            maps = file["maps"]
+        affine = np.array(entry["affine"])
+        return CorrelationAttention(entry["key"], entry["title"], maps, affine)
     matrix = np.loadtxt(
         folder / f"attention_{entry['key']}.csv", delimiter=",", ndmin=2, dtype=np.float32
     )

@@ -39,19 +39,18 @@ class Tiling:
 def plan_tiles(shape: tuple[int, ...], grid: GridSpec, tile: tuple[int, int, int]) -> Tiling:
     """Cut a volume of that shape into tiles that overlap by at least `grid.overlap`.
 
-    An axis shorter than the tile gets a tile of its own length, rounded up to `grid.multiple`.
+    An axis shorter than the tile gets a tile of its own length, rounded up to `grid.multiples`.
+    Slices of a 2D network do not overlap along k.
     """
     padded, sizes, starts = [], [], []
-    for n, wanted in zip(shape, tile, strict=True):
-        length = math.ceil(n / grid.multiple) * grid.multiple
+    overlaps = (0.0 if grid.flat else grid.overlap, grid.overlap, grid.overlap)
+    for n, wanted, multiple, overlap in zip(shape, tile, grid.multiples, overlaps, strict=True):
+        length = math.ceil(n / multiple) * multiple
         size = min(wanted, length)
-        step = int(size * (1 - grid.overlap)) // grid.multiple * grid.multiple
-        step = max(step, grid.multiple)
+        step = max(int(size * (1 - overlap)) // multiple * multiple, multiple)
         count = math.ceil((length - size) / step) + 1
         # Spread evenly, on multiples, instead of a last tile that repeats most of the one before.
-        places = [
-            round(p / grid.multiple) * grid.multiple for p in np.linspace(0, length - size, count)
-        ]
+        places = [round(p / multiple) * multiple for p in np.linspace(0, length - size, count)]
         padded.append(length)
         sizes.append(size)
         starts.append(places)
@@ -77,17 +76,27 @@ def gaussian_weights(tile: tuple[int, int, int]) -> np.ndarray:
 
 
 def tile_weights(tile: tuple[int, int, int], grid: GridSpec) -> np.ndarray:
-    """[k, j, i] float32 weights of a tile's answer: Gaussian, or all 1 for a plain average."""
+    """[k, j, i] float32 weights of a tile's answer: Gaussian, or all 1 for a plain average.
+
+    Every slice of a 2D network counts the same.
+    """
     if grid.blend == "constant":
         return np.ones(tile, np.float32)
+    if grid.flat:
+        return np.tile(gaussian_weights((1, *tile[1:])), (tile[0], 1, 1))
     return gaussian_weights(tile)
 
 
-def smaller_tile(tile: tuple[int, int, int], multiple: int) -> tuple[int, int, int] | None:
-    """The tile with its longest side halved (to a multiple); None when it is small already."""
+def smaller_tile(tile: tuple[int, int, int], grid: GridSpec) -> tuple[int, int, int] | None:
+    """The tile with its longest side halved (to a multiple); None when it is small already.
+
+    The slices of a 2D network are taken fewer at a time first, which changes no answer.
+    """
+    if grid.flat and tile[0] > 1:
+        return tile[0] // 2, tile[1], tile[2]
     longest = int(np.argmax(tile))
-    half = tile[longest] // 2 // multiple * multiple
-    if half < max(2 * multiple, 16):
+    half = tile[longest] // 2 // grid.multiple * grid.multiple
+    if half < max(2 * grid.multiple, 16):
         return None
     sizes = list(tile)
     sizes[longest] = half

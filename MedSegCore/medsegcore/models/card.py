@@ -59,7 +59,7 @@ def _inputs_and_output(d: ModelDescription) -> list[str]:
             f"| `{spec.key}` | {spec.title} | {spec.modality} | {need}{mark} "
             f"| {spec.normalisation.method} |"
         )
-    spacing = " x ".join(f"{s:g}" for s in d.grid.spacing)
+    spacing = " x ".join("own" if s is None else f"{s:g}" for s in d.grid.spacing)
     tile = " x ".join(str(n) for n in reversed(d.grid.tile))
     return [
         *lines,

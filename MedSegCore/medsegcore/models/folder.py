@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -162,7 +162,8 @@ class ModelFolder:
                     f"The network's config and the weights of {DESCRIPTION_FILE} belong together.",
                 )
         declared = [spec.model_dump() for spec in self.description.attention]
-        if declared != network.attention:
+        given: Any = network.attention
+        if declared != list(given):
             raise ModelSchemaError(
                 f"The attention maps in '{self.path / DESCRIPTION_FILE}' are not those that "
                 f"the network '{spec.name}' gives.",

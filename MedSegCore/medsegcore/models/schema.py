@@ -110,8 +110,15 @@ class GridSpec(Part):
 
     Attributes:
         orientation: where the axes i, j, k point to, e.g. "RAS".
-        spacing: mm along i, j, k.
-        tile: voxels along k, j, i that go through the network at once.
+        axes: "patient" puts them along the patient's axes, whatever the tilt of the slices;
+            "reference" along those axes of the reference image that are nearest, which keeps
+            thick slices as they were acquired.
+        spacing: mm along i, j, k; null keeps the reference's own (only with its axes).
+        dimensionality: "3D"; "2D" gives the network slices along k, as a batch; "2.5D" does so
+            with `neighbours` slices on each side as channels.
+        neighbours: slices on each side, of each input, in the order of k; the outermost slice
+            is repeated where there are no more.
+        tile: voxels along k, j, i that go through the network at once; k is the batch in 2D.
         overlap: share of a tile that the next one covers again, 0..0.9.
         blend: "gaussian" trusts a tile's middle more than its border, "constant" averages.
         multiple: tile starts are multiples of this many voxels.
@@ -120,8 +127,10 @@ class GridSpec(Part):
     """
 
     orientation: Annotated[str, StringConstraints(pattern=r"^[RL][AP][SI]$")] = "RAS"
-    spacing: tuple[Millimetres, Millimetres, Millimetres]
-    dimensionality: Literal["3D"] = "3D"
+    axes: Literal["patient", "reference"] = "patient"
+    spacing: tuple[Millimetres | None, Millimetres | None, Millimetres | None]
+    dimensionality: Literal["2D", "2.5D", "3D"] = "3D"
+    neighbours: Annotated[int, Field(ge=0, le=8)] = 0
     tile: tuple[Voxels, Voxels, Voxels]
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
     blend: Literal["gaussian", "constant"] = "gaussian"
@@ -131,9 +140,32 @@ class GridSpec(Part):
 
     @model_validator(mode="after")
     def _tile_fits_multiple(self) -> "GridSpec":
-        if any(size % self.multiple for size in self.tile):
-            raise ValueError(f"tile {self.tile} is no multiple of {self.multiple} voxels")
+        multiples = self.multiples
+        if any(size % m for size, m in zip(self.tile, multiples, strict=True)):
+            raise ValueError(f"tile {self.tile} is no multiple of {multiples} voxels")
         return self
+
+    @model_validator(mode="after")
+    def _spacing_is_known(self) -> "GridSpec":
+        if self.axes == "patient" and None in self.spacing:
+            raise ValueError("spacing may be null only with the axes of the reference")
+        return self
+
+    @model_validator(mode="after")
+    def _neighbours_are_of_25d(self) -> "GridSpec":
+        if (self.dimensionality == "2.5D") != (self.neighbours > 0):
+            raise ValueError(f"neighbours is {self.neighbours} but {self.dimensionality} is given")
+        return self
+
+    @property
+    def flat(self) -> bool:
+        """Whether the network takes slices."""
+        return self.dimensionality != "3D"
+
+    @property
+    def multiples(self) -> tuple[int, int, int]:
+        """What tile starts and sizes are multiples of along k, j, i."""
+        return (1 if self.flat else self.multiple, self.multiple, self.multiple)
 
 
 class NetworkSpec(Part):
@@ -157,7 +189,7 @@ class AttentionSpec(Part):
     """One attention map that the network gives; `axis` for slice attention alone."""
 
     key: Key
-    kind: Literal["spatial", "slice"]
+    kind: Literal["spatial", "slice", "correlation"]
     title: str
     axis: Literal["sagittal", "coronal", "axial"] | None = None
 

@@ -177,21 +177,14 @@ class ResPath(nn.Module):
 
     def __init__(self, dims: int, n_in: int, n_out: int, length: int):
         super().__init__()
-        sizes = [n_in] + [n_out] * length
-        self.steps = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "main": _conv(dims, a, b, 3),
-                    "shortcut": _conv(dims, a, b, 1, relu=False),
-                    "after": NORM[dims](b),
-                }
-            )
-            for a, b in itertools.pairwise(sizes)
-        )
+        pairs = list(itertools.pairwise([n_in] + [n_out] * length))
+        self.main = nn.ModuleList(_conv(dims, a, b, 3) for a, b in pairs)
+        self.shortcut = nn.ModuleList(_conv(dims, a, b, 1, relu=False) for a, b in pairs)
+        self.after = nn.ModuleList(NORM[dims](b) for _, b in pairs)
 
     def forward(self, x: Tensor) -> Tensor:
-        for step in self.steps:
-            x = step["after"](F.relu(step["main"](x) + step["shortcut"](x)))
+        for main, shortcut, after in zip(self.main, self.shortcut, self.after, strict=True):
+            x = after(F.relu(main(x) + shortcut(x)))
         return x
 
 
@@ -295,7 +288,8 @@ class HyperDenseNet(nn.Module):
         self.paths = nn.ModuleList()
         for _ in range(paths):
             # The first layer sees its own image alone.
-            layers, n_in = [CONV[dims](1, widths[0], 3, padding=1)], paths * widths[0]
+            layers: list[nn.Module] = [CONV[dims](1, widths[0], 3, padding=1)]
+            n_in = paths * widths[0]
             for width in widths[1:]:
                 layers.append(_dense_layer(dims, n_in, width, 3))
                 n_in += paths * width
@@ -309,11 +303,11 @@ class HyperDenseNet(nn.Module):
     def forward(
         self, x: Tensor, with_attention: bool = False
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        features = [[path[0](x[:, n : n + 1])] for n, path in enumerate(self.paths)]
-        for depth in range(1, len(self.paths[0])):
+        first, *rest = zip(*self.layers_by_path(), strict=True)
+        features = [[layer(x[:, n : n + 1])] for n, layer in enumerate(first)]
+        for layers in rest:
             outs = [
-                path[depth](torch.cat(_own_first(features, n), dim=1))
-                for n, path in enumerate(self.paths)
+                layer(torch.cat(_own_first(features, n), dim=1)) for n, layer in enumerate(layers)
             ]
             for path_features, out in zip(features, outs, strict=True):
                 path_features.append(out)
@@ -321,6 +315,10 @@ class HyperDenseNet(nn.Module):
         mixed = self.mix(torch.cat(ends, dim=1))
         logits = self.head(mixed)
         return (logits, {"decoder": activation_map(mixed)}) if with_attention else logits
+
+    def layers_by_path(self) -> list[list[nn.Module]]:
+        """The nine layers of each path."""
+        return [list(path.children()) for path in self.paths]
 
 
 def _dense_layer(dims: int, n_in: int, n_out: int, kernel: int) -> nn.Sequential:
@@ -380,7 +378,7 @@ class _Encoder(nn.Module):
         self.pool = POOL[dims](2)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
+        features: list[Tensor] = []
         for level in self.levels:
             x = level(self.pool(x) if features else x)
             features.append(x)

@@ -381,6 +381,7 @@ class CSAD(nn.Module):
     stands for H/h x W/w pixels round ((r + 0.5) * H/h - 0.5, (c + 0.5) * W/w - 0.5).
     """
 
+    dimensions = 2
     multiple = 2 ** (STAGES - 1)
 
     def __init__(self, config: CSADConfig):

@@ -147,14 +147,16 @@ class Encoder(nn.Module):
         counts, bottleneck = DEPTHS[config.depth]
         make = Bottleneck if bottleneck else BasicBlock
         channels, self.channels = width, [width]
+        layers = []
         plan = zip((1, 2, 4, 8), counts, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)
-        for number, (factor, count, stride, dilation) in enumerate(plan, 1):
+        for factor, count, stride, dilation in plan:
             blocks = []
             for n in range(count):
                 blocks.append(make(channels, factor * width, stride if n == 0 else 1, dilation))
                 channels = factor * width * make.expansion
-            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+            layers.append(nn.Sequential(*blocks))
             self.channels.append(channels)
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.frozen = False
 
     def transfer(self, weights: Mapping[str, Tensor], freeze: bool) -> None:
