@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from medsegcore.errors import ModelSchemaError
+from medsegcore.networks import affinity
 from medsegcore.networks.rsanet import RSANet, RSANetConfig
 
 
@@ -24,6 +25,11 @@ class NetworkEntry(NamedTuple):
 
 NETWORKS: dict[str, NetworkEntry] = {
     "rsanet": NetworkEntry(RSANetConfig, RSANet),
+    "unetpp": NetworkEntry(affinity.UNetPlusPlusConfig, affinity.UNetPlusPlus),
+    "deeplabv3plus": NetworkEntry(affinity.DeepLabV3PlusConfig, affinity.DeepLabV3Plus),
+    "enet": NetworkEntry(affinity.ENetConfig, affinity.ENet),
+    "espnet": NetworkEntry(affinity.ESPNetConfig, affinity.ESPNet),
+    "erfnet": NetworkEntry(affinity.ERFNetConfig, affinity.ERFNet),
 }
 
 
