@@ -136,7 +136,7 @@ def affinity_loss(
         )
     with torch.autocast(student_logits.device.type, enabled=False):
         equal_sum = unequal_sum = student_logits.new_zeros((), dtype=torch.float32)
-        equal_pairs = unequal_pairs = student_logits.new_zeros((), dtype=torch.float32)
+        equal_pairs = unequal_pairs = student_logits.new_zeros((), dtype=torch.int64)
         for offset, w_ij, w_ji in pairwise_divergence(student_logits, neighbourhood):
             label_i, label_j = _pairs(teacher_labels, offset)
             equal = label_i == label_j

@@ -1,7 +1,7 @@
 """Any teacher of ours distilled into any student, 2D or 3D (eq. 1-8 of arXiv 2404.02738)."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ class TapPair(NamedTuple):
     """Which features of the teacher and of the student are compared.
 
     Each is the name of a tap ("low", "high"), where the network has taps, or the dotted name of a
-    submodule ("encoder.4"), whose output is taken.
+    submodule ("encoder.4"), whose output is taken, as later layers that work in place leave it.
     """
 
     teacher: str = "high"
@@ -96,7 +96,8 @@ class Distillation(nn.Module):
         pairs: which features KMM compares; several add up.
         config: the terms of eq. 8.
         teacher_example: the teacher's input, where it differs from the student's.
-        options: further arguments of both networks' forward pass for that one run.
+        student_options, teacher_options: further arguments of each network's forward pass, such
+            as its modality; `forward` may change them for a batch.
     """
 
     def __init__(
@@ -107,33 +108,37 @@ class Distillation(nn.Module):
         pairs: Sequence[TapPair] = (TapPair(),),
         config: AffinityLossConfig | None = None,
         teacher_example: Tensor | None = None,
-        **options: Any,
+        student_options: Mapping[str, Any] | None = None,
+        teacher_options: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.teacher = teacher.requires_grad_(False).eval()
         self.student = student
+        self.student_options = dict(student_options or {})
+        self.teacher_options = dict(teacher_options or {})
         self.loss = AffinityDistillationLoss(config)
         # Without KMM no features are asked for, and there is nothing to adapt.
         self.pairs = [TapPair(*pair) for pair in pairs] if self.loss.config.kernel_weight else []
         if self.loss.config.kernel_weight and not self.pairs:
             raise ValueError("the kernel loss needs a pair of taps; or set its weight to 0")
         self.adapters = nn.ModuleList()
-        self._make_adapters(
-            example, example if teacher_example is None else teacher_example, options
-        )
+        self._make_adapters(example, example if teacher_example is None else teacher_example)
 
-    def _make_adapters(
-        self, example: Tensor, teacher_example: Tensor, options: dict[str, Any]
-    ) -> None:
+    def _teach(self, x: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        names = [pair.teacher for pair in self.pairs]
+        with torch.no_grad():
+            return run_with_taps(self.teacher, x, names, **{**self.teacher_options, **options})
+
+    def _learn(self, x: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        names = [pair.student for pair in self.pairs]
+        return run_with_taps(self.student, x, names, **{**self.student_options, **options})
+
+    def _make_adapters(self, example: Tensor, teacher_example: Tensor) -> None:
         training = self.student.training
         self.student.eval()
         with torch.no_grad():
-            theirs, taught = run_with_taps(
-                self.teacher, teacher_example, [pair.teacher for pair in self.pairs], **options
-            )
-            ours, learnt = run_with_taps(
-                self.student, example, [pair.student for pair in self.pairs], **options
-            )
+            theirs, taught = self._teach(teacher_example, {})
+            ours, learnt = self._learn(example, {})
         self.student.train(training)
         if ours.shape != theirs.shape:
             raise ValueError(
@@ -153,7 +158,12 @@ class Distillation(nn.Module):
         return self
 
     def forward(
-        self, x: Tensor, target: Tensor, teacher_x: Tensor | None = None, **options: Any
+        self,
+        x: Tensor,
+        target: Tensor,
+        teacher_x: Tensor | None = None,
+        student_options: Mapping[str, Any] | None = None,
+        teacher_options: Mapping[str, Any] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run both networks on a batch.
 
@@ -161,21 +171,15 @@ class Distillation(nn.Module):
             x: the student's input [B, C, *space].
             target: reference [B, 1, *space] of class numbers.
             teacher_x: the teacher's input, where it differs from the student's.
-            options: further arguments of both networks' forward pass.
+            student_options, teacher_options: further arguments of each network's forward pass.
 
         Returns:
             (the student's logits [B, classes, *space], the terms of eq. 8 and their "total").
         """
-        with torch.no_grad():
-            teacher_logits, taught = run_with_taps(
-                self.teacher,
-                x if teacher_x is None else teacher_x,
-                [pair.teacher for pair in self.pairs],
-                **options,
-            )
-        logits, learnt = run_with_taps(
-            self.student, x, [pair.student for pair in self.pairs], **options
+        teacher_logits, taught = self._teach(
+            x if teacher_x is None else teacher_x, teacher_options or {}
         )
+        logits, learnt = self._learn(x, student_options or {})
         features = [
             (self._align(adapter, learnt[pair.student], taught[pair.teacher]), taught[pair.teacher])
             for adapter, pair in zip(self.adapters, self.pairs, strict=True)

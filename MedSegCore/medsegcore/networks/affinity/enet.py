@@ -147,7 +147,7 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, indices: Tensor) -> Tensor:
         """x [B, in, h, w], indices [B, out, h, w] -> [B, out, 2h, 2w]."""
-        unpooled = F.max_unpool2d(self.shortcut(x), indices, kernel_size=2)
+        unpooled = F.max_unpool2d(self.shortcut(x), indices, kernel_size=[2, 2])
         return self.activate(self.residual(x) + unpooled)
 
 

@@ -95,8 +95,8 @@ class ESPNet(TappedNetwork):
     """Encoder of three levels that see the image again, and a decoder as wide as the classes.
 
     Input [B, in_channels, H, W], output logits [B, out_channels, H, W].
-    Taps: "low" level 1 and "high" the end of level 3, each as it was before and after its ESP
-    modules, concatenated.
+    Taps: "low" after level 1, "high" after level 3 (what enters its ESP modules and what leaves
+    them, concatenated).
     """
 
     def __init__(self, config: ESPNetConfig):

@@ -83,7 +83,7 @@ class UNetPlusPlus(TappedNetwork):
             made[i, 0] = self.nodes[f"{i}_0"](below)
         for j in range(1, LEVELS):
             for i in range(LEVELS - j):
-                # Eq. 1: [X^(i,0) .. X^(i,j-1), U(X^(i+1,j-1))]. U is silent in the paper 2404.02738.
+                # Eq. 1: [X^(i,0) .. X^(i,j-1), U(X^(i+1,j-1))]; how U interpolates is silent.
                 up = F.interpolate(
                     made[i + 1, j - 1], scale_factor=2, mode="bilinear", align_corners=True
                 )
