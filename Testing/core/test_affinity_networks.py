@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medsegcore.errors import ModelSchemaError
-from medsegcore.imaging import read_image
 from medsegcore.networks import NETWORKS, create_network
 from medsegcore.networks.affinity.deeplabv3plus import AtrousPyramid, XceptionBlock
 from medsegcore.networks.affinity.enet import Down, Up
@@ -592,19 +591,6 @@ def test_a_value_that_the_network_refuses_is_a_plain_error(name, config, words):
 
 
 # Real slices.
-
-
-@pytest.fixture(scope="module")
-def prostate_slices(shared_data):
-    """Four T2W slices [4, 1, 78, 97] of a real patient and the manual gland mask [4, 1, 78, 97]."""
-    folder = shared_data / "prostate" / "ucla" / "0001"
-    if not (folder / "t2w.nii.gz").is_file():
-        pytest.skip("the prostate data are not here")
-    chosen = [15, 21, 27, 33]
-    t2w = read_image(folder / "t2w.nii.gz").array[chosen].astype(np.float32)
-    mask = read_image(folder / "prostate.nii.gz").array[chosen] > 0
-    t2w = (t2w - t2w.mean()) / t2w.std()
-    return torch.from_numpy(t2w)[:, None], torch.from_numpy(mask.astype(np.int64))[:, None]
 
 
 @pytest.mark.slow
