@@ -279,7 +279,7 @@ def dice(network, images, masks):
 
 
 @pytest.mark.slow
-def test_a_student_of_a_trained_teacher_learns_four_real_slices_by_heart(prostate_slices):
+def test_a_student_of_a_trained_teacher_segments_four_real_slices(prostate_slices):
     images, masks = prostate_slices
     torch.manual_seed(0)
     teacher = small("unetpp").train()
@@ -290,13 +290,14 @@ def test_a_student_of_a_trained_teacher_learns_four_real_slices_by_heart(prostat
         loss.backward()
         optimiser.step()
     assert dice(teacher, images, masks) > 0.95
-    both = Distillation(teacher, small("erfnet", dropout=0.0), images, config=UNIT).train()
+    student = small("enet", dropout=0.0)
+    both = Distillation(teacher, student, images, config=UNIT).train()
     optimiser = torch.optim.Adam((p for p in both.parameters() if p.requires_grad), lr=1e-2)
-    for step in range(150):
+    for step in range(100):
         _, losses = both(images, masks)
         optimiser.zero_grad()
         losses["total"].backward()
         optimiser.step()
-        if step % 10 == 9 and dice(both.student, images, masks) > 0.95:
+        if step % 10 == 9 and dice(student, images, masks) > 0.9:
             break
-    assert dice(both.student, images, masks) > 0.95
+    assert dice(student, images, masks) > 0.9
