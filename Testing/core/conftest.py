@@ -1,5 +1,6 @@
 """What several tests of the package share."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,3 +32,16 @@ def ms_cases(ms_case_dir, tmp_path_factory):
                 Image(image.array[box], image.grid.crop(box).affine), root / name / f"{key}.nii.gz"
             )
     return root
+
+
+@pytest.fixture(scope="session")
+def prostate_slices(shared_data):
+    """Four T2W slices [4, 1, 78, 97] of a real patient, and the manual masks of the gland."""
+    folder = shared_data / "prostate" / "ucla" / "0001"
+    if not (folder / "t2w.nii.gz").is_file():
+        pytest.skip("the prostate data are not here")
+    chosen = [15, 21, 27, 33]
+    t2w = read_image(folder / "t2w.nii.gz").array[chosen].astype(np.float32)
+    mask = read_image(folder / "prostate.nii.gz").array[chosen] > 0
+    t2w = (t2w - t2w.mean()) / t2w.std()
+    return torch.from_numpy(t2w)[:, None], torch.from_numpy(mask.astype(np.int64))[:, None]

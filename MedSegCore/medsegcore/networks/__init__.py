@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from medsegcore.errors import ModelSchemaError
+from medsegcore.networks import affinity
 from medsegcore.networks.comparators import (
     FusionUNet,
     FusionUNetConfig,
@@ -48,6 +49,11 @@ NETWORKS: dict[str, NetworkEntry] = {
     "edge_attention_pretraining": NetworkEntry(EdgeAttentionConfig, PretrainingNetwork),
     "csad": NetworkEntry(CSADConfig, CSAD),
     "rsanet": NetworkEntry(RSANetConfig, RSANet),
+    "unetpp": NetworkEntry(affinity.UNetPlusPlusConfig, affinity.UNetPlusPlus),
+    "deeplabv3plus": NetworkEntry(affinity.DeepLabV3PlusConfig, affinity.DeepLabV3Plus),
+    "enet": NetworkEntry(affinity.ENetConfig, affinity.ENet),
+    "espnet": NetworkEntry(affinity.ESPNetConfig, affinity.ESPNet),
+    "erfnet": NetworkEntry(affinity.ERFNetConfig, affinity.ERFNet),
 }
 
 
