@@ -34,6 +34,11 @@ ROWS: list[tuple[str, dict[str, Any], tuple[int, ...], str, str]] = [
     ("rsanet", {"placement": "111"}, (64, 64, 64), "", ""),
     ("rsanet", {"block": "nonlocal"}, (64, 64, 64), "", ""),
     ("rsanet", {"placement": "000"}, (64, 64, 64), "23.77", ""),
+    ("unetpp", {}, (384, 384), "36.6", "621.38"),
+    ("deeplabv3plus", {}, (384, 384), "54.75 (56.8 with a head that never runs)", "273.94"),
+    ("enet", {}, (384, 384), "0.336 (0.353 with a block that never runs)", "2.2"),
+    ("espnet", {}, (384, 384), "0.183", "1.27"),
+    ("erfnet", {}, (384, 384), "2.06", "16.56"),
     ("multiresunet", {"out_channels": 1}, (256, 256), "7.251", ""),
     ("hyperdensenet", {"out_channels": 4}, (32, 32, 32), "10.36", ""),
     ("fusion_unet", {"fusion": "fuse"}, (256, 256), "", ""),
@@ -43,23 +48,15 @@ ROWS: list[tuple[str, dict[str, Any], tuple[int, ...], str, str]] = [
 ]
 
 
-def channels(network: torch.nn.Module) -> int:
-    """Channels of the input."""
-    return int(
-        network.in_channels if hasattr(network, "in_channels") else network.config.in_channels
-    )
-
-
 def counted(name: str, config: dict[str, Any], size: tuple[int, ...]) -> tuple[float, float]:
-    """(parameters in millions, giga-multiply-additions of one forward pass)."""
+    """(parameters in millions, giga-operations of the products in one forward pass)."""
     with torch.device("meta"):
         network = create_network(name, config).eval()
-        x = torch.empty(1, channels(network), *size)
+        x = torch.empty(1, network.config.in_channels, *size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x)
     parameters = sum(p.numel() for p in network.parameters())
-    # The counter has two operations per multiply-addition; the papers count one.
-    return parameters / 1e6, counter.get_total_flops() / 2e9
+    return parameters / 1e6, counter.get_total_flops() / 1e9
 
 
 def measured(name: str, config: dict[str, Any], size: tuple[int, ...]) -> dict[str, float]:
@@ -69,7 +66,9 @@ def measured(name: str, config: dict[str, Any], size: tuple[int, ...]) -> dict[s
         "peer": create_network("unet", {"dimensions": len(size), "width": 32}).eval(),
         "own": create_network(name, config).eval(),
     }
-    inputs = {key: torch.randn(1, channels(network), *size) for key, network in networks.items()}
+    inputs = {
+        key: torch.randn(1, network.config.in_channels, *size) for key, network in networks.items()
+    }
     weights = sum(p.numel() * 4 for p in networks["own"].parameters()) / 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     times: dict[str, list[float]] = {"own": [], "peer": []}
@@ -99,11 +98,13 @@ def main() -> int:
         f"{torch.__version__}, CPU, {torch.get_num_threads()} threads, fp32, one forward pass in "
         f"evaluation mode, the best of {REPEATS}.",
         "",
-        "G is 1e9 multiply-additions. Memory is the process's peak above what was in use before, "
+        "GFLOP counts convolutions and matrix products, a multiplication and its addition as two, "
+        "as table 1 of the affinity paper does, which also holds all other layers. "
+        "Memory is the process's peak above what was in use before, "
         "with the weights. The ratio is to a U-Net of width 32 (MONAI's BasicUNet) on the same "
         "size, in the same process.",
         "",
-        "| network | setting | input | parameters, M | published | G | published | time, s "
+        "| network | setting | input | parameters, M | published | GFLOP | published | time, s "
         "| ratio to U-Net | memory, MiB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -29,6 +29,12 @@ VARIANTS = {
         {"depth": 10, "width": 4, "decoder_width": 4, "edges": "none"},
     ],
     "edge_attention_pretraining": [{"depth": 10, "width": 4}],
+    "csad": [{"width": 4, "fusion": fusion} for fusion in ("scff", "concat", "early", "late")],
+    "unetpp": [{"width": 4}],
+    "deeplabv3plus": [{"width": 4, "middle_blocks": 1}],
+    "enet": [{"width": 4}, {"width": 4, "bottleneck_3_5": True}],
+    "espnet": [{"width": 4}],
+    "erfnet": [{"width": 4}],
     "unet": [{"width": 4}, {"width": 4, "in_channels": 3, "dimensions": 3}],
     "multiresunet": [{"width": 8}, {"width": 8, "dimensions": 3}],
     "hyperdensenet": [{"width": 2}, {"width": 2, "in_channels": 3, "dimensions": 2}],
@@ -105,6 +111,9 @@ def test_attention_is_what_is_declared_finite_and_changes_no_answer(name, config
             assert values.shape[:2] == (1, 1), spec.key
             assert values.ndim == x.ndim, spec.key
             assert all(n <= m for n, m in zip(values.shape[2:], x.shape[2:], strict=True))
+        elif spec.kind == "correlation":
+            assert values.ndim == 5, spec.key
+            assert (values >= 0).all(), spec.key
         else:
             assert values.ndim == 3, spec.key
             torch.testing.assert_close(values.sum(-1), torch.ones(values.shape[:2]))

@@ -96,6 +96,11 @@ class CSADConfig:
             raise ValueError(f"norm_groups {self.norm_groups} does not divide width {self.width}")
 
     @property
+    def in_channels(self) -> int:
+        """Channels of the input: both images."""
+        return 2 * self.stream_channels
+
+    @property
     def fused_channels(self) -> int:
         """C, the channels of each stream where the streams are fused."""
         return self.width if self.fusion == "late" else self.width * 2 ** (STAGES - 1)

@@ -45,6 +45,7 @@ class TappedNetwork(nn.Module):
     [B, 1, ceil(H / stride), ceil(W / stride)].
     """
 
+    dimensions = 2
     multiple = 8
 
     @property
