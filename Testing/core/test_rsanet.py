@@ -189,7 +189,7 @@ def test_numbers_of_inputs_and_classes_are_those_of_the_config(n_in, n_out):
 
 
 def test_up_doubles_by_nearest_cuts_the_low_side_and_puts_the_skip_first():
-    up = Up(4, groups=2)
+    up = Up(4, RSANetConfig(width=8, norm_groups=2))
     joined = []
     up.level.register_forward_pre_hook(lambda _, args: joined.append(args[0].detach().numpy()))
     x, skip = torch.randn(1, 4, 2, 2, 2), torch.randn(1, 2, 3, 4, 5)

@@ -35,6 +35,9 @@ class RSANetConfig:
         width: channels of the first level; each of the five levels doubles them.
         block: "rsa" or, as the paper's comparison, "nonlocal".
         placement: "000", "010", "101" or "111"; "010" is a block at the bottom alone.
+        norm: "group" as in the release; "batch" for training on small patches: the statistics of
+            a group normalisation hold the lesions' share of the patch or tile, those of a batch
+            normalisation do not, once it is trained.
         norm_groups: groups of each group normalisation; has to divide the width.
         dropout: share of the stem's channels that training drops.
     """
@@ -44,6 +47,7 @@ class RSANetConfig:
     width: int = 32
     block: str = "rsa"
     placement: str = "010"
+    norm: str = "group"
     norm_groups: int = 8
     dropout: float = 0.2
 
@@ -59,7 +63,9 @@ class RSANetConfig:
             raise ValueError(f"block is {self.block!r} but has to be 'rsa' or 'nonlocal'")
         if not isinstance(self.placement, str) or self.placement not in PLACEMENTS:
             raise ValueError(f"placement is {self.placement!r}, not one of {list(PLACEMENTS)}")
-        if self.width % self.norm_groups:
+        if self.norm not in ("group", "batch"):
+            raise ValueError(f"norm is {self.norm!r} but has to be 'group' or 'batch'")
+        if self.norm == "group" and self.width % self.norm_groups:
             raise ValueError(f"norm_groups {self.norm_groups} does not divide width {self.width}")
 
 
@@ -112,16 +118,16 @@ class RSABlock(nn.Module):
 
 
 class Level(nn.Module):
-    """Two times conv 3x3x3, group normalisation, ReLU."""
+    """Two times conv 3x3x3, normalisation, ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int):
+    def __init__(self, in_channels: int, out_channels: int, config: RSANetConfig):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            nn.GroupNorm(groups, out_channels),
+            _norm(out_channels, config),
             nn.ReLU(inplace=True),
             nn.Conv3d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            nn.GroupNorm(groups, out_channels),
+            _norm(out_channels, config),
             nn.ReLU(inplace=True),
         )
 
@@ -129,14 +135,20 @@ class Level(nn.Module):
         return self.layers(x)
 
 
+def _norm(channels: int, config: RSANetConfig) -> nn.Module:
+    if config.norm == "batch":
+        return nn.BatchNorm3d(channels)
+    return nn.GroupNorm(config.norm_groups, channels)
+
+
 class Up(nn.Module):
     """Halve the channels, double the size, concatenate the skip, then a `Level`."""
 
-    def __init__(self, in_channels: int, groups: int):
+    def __init__(self, in_channels: int, config: RSANetConfig):
         super().__init__()
         half = in_channels // 2
         self.reduce = nn.Conv3d(in_channels, half, kernel_size=1, bias=False)
-        self.level = Level(2 * half, half, groups)
+        self.level = Level(2 * half, half, config)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = F.interpolate(self.reduce(x), scale_factor=2, mode="nearest")
@@ -164,17 +176,16 @@ class RSANet(nn.Module):
         super().__init__()
         self.config = config
         widths = [config.width * 2**level for level in range(5)]
-        groups = config.norm_groups
         self.stem = nn.Conv3d(config.in_channels, widths[0], kernel_size=3, padding=1, bias=False)
         self.dropout = nn.Dropout3d(config.dropout)
         self.encoder = nn.ModuleList(
-            Level(n_in, n_out, groups)
+            Level(n_in, n_out, config)
             for n_in, n_out in zip([widths[0], *widths[:-1]], widths, strict=True)
         )
         self.down = nn.ModuleList(
             nn.Conv3d(n, n, kernel_size=3, stride=2, padding=1, bias=False) for n in widths[:-1]
         )
-        self.decoder = nn.ModuleList(Up(n, groups) for n in reversed(widths[1:]))
+        self.decoder = nn.ModuleList(Up(n, config) for n in reversed(widths[1:]))
         self.head = nn.Sequential(
             nn.Conv3d(widths[0], widths[0], kernel_size=3, padding=1, bias=False),
             nn.Conv3d(widths[0], config.out_channels, kernel_size=1, bias=False),
