@@ -13,6 +13,7 @@ from torch import nn
 
 from medsegcore.errors import ModelSchemaError
 from medsegcore.networks.rsanet import RSANet, RSANetConfig
+from medsegcore.networks.ummkd import UMMKD2d, UMMKD2dConfig, UMMKD3d, UMMKD3dConfig
 
 
 class NetworkEntry(NamedTuple):
@@ -24,6 +25,8 @@ class NetworkEntry(NamedTuple):
 
 NETWORKS: dict[str, NetworkEntry] = {
     "rsanet": NetworkEntry(RSANetConfig, RSANet),
+    "ummkd_2d": NetworkEntry(UMMKD2dConfig, UMMKD2d),
+    "ummkd_3d": NetworkEntry(UMMKD3dConfig, UMMKD3d),
 }
 
 
