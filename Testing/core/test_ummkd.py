@@ -799,19 +799,8 @@ def test_2d_network_learns_two_real_ct_and_two_real_mr_slices_by_heart(shared_da
         pixels, labels = abdomen(shared_data, folder, image, slices)
         x = torch.stack([pixels[k - 1 : k + 2] for k in slices])
         batches.append((x, labels[slices][:, None]))
-    dice, terms = overfit(make("ummkd_2d"), batches, steps=80, rate=4e-3)
+    dice, terms = overfit(make("ummkd_2d"), batches, steps=100, rate=3e-3)
     assert dice > 0.95
     # Eq. 4 brings the confusion of both modalities together.
     assert terms.distillation < 0.01
     assert (terms.knowledge_a.q.diagonal() > 0.5).all()
-
-
-@pytest.mark.slow
-def test_3d_network_learns_a_real_ct_and_a_real_mr_patch_by_heart(shared_data):
-    batches = []
-    for (folder, image), low in zip(SAMPLES, (86, 4), strict=True):
-        pixels, labels = abdomen(shared_data, folder, image, slice(low, low + 8))
-        batches.append((pixels[None, None, low : low + 8], labels[None, None, low : low + 8]))
-    dice, terms = overfit(make("ummkd_3d"), batches, steps=80, rate=1e-2)
-    assert dice > 0.95
-    assert terms.distillation < 0.01
