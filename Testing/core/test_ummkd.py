@@ -450,6 +450,38 @@ def test_released_up_convolution_has_stride_2_and_is_cut_at_the_high_end(kernel)
     assert bool(found[:, :, 1].any()) == (kernel[0] == 3)
 
 
+def pooled(a):
+    """The largest of each two along every axis of space."""
+    for axis in range(2, a.ndim):
+        pairs = np.stack([a.take(range(n, a.shape[axis], 2), axis=axis) for n in (0, 1)])
+        a = pairs.max(axis=0)
+    return a
+
+
+def test_2d_network_is_the_dilated_network_of_figure_2_up_to_its_head():
+    network = used(make("ummkd_2d", width=2)).eval()
+    seen = {}
+    network.groups["group9"].register_forward_hook(lambda *a: seen.update(deep=a[2]))
+    x = images("ummkd_2d", (16, 24), batch=1)
+    network(x, 1)
+    a = numpy_layer(double(x), network.groups["group1"][0], "cnr", 0)
+    for number, channels in zip(range(1, 9), (2, 4, 8, 16, 32, 32, 64, 64), strict=True):
+        dilation = 2 if number == 8 else 1
+        for block in network.groups[f"group{number}"]:
+            if not isinstance(block, ResidualBlock):
+                continue
+            branch = a
+            for layer, order in zip(block.branch, ("cnr", "cn"), strict=True):
+                branch = numpy_layer(branch, layer, order, 0, dilation)
+            new = (channels - a.shape[1]) // 2
+            a = np.maximum(branch + np.pad(a, [(0, 0), (new, new), (0, 0), (0, 0)]), 0)
+        a = pooled(a) if number <= 3 else a
+    for layer in network.groups["group9"]:
+        a = numpy_layer(a, layer, "cnr", 0)
+    assert a.shape == (1, 64, 2, 3)
+    np.testing.assert_allclose(seen["deep"].detach().numpy(), a, atol=1e-4)
+
+
 def numpy_up(x, layer):
     """An up-convolution of the default layout, its normalisation and ReLU."""
     weight = double(layer.kernel.copies[0].conv.weight)
@@ -471,10 +503,6 @@ def test_3d_network_is_the_u_net_of_figure_3():
         for layer in network.levels[name]:
             a = numpy_layer(a, layer, "cnr", 0)
         return a
-
-    def pooled(a):
-        b, c, d, h, w = a.shape
-        return a.reshape(b, c, d // 2, 2, h // 2, 2, w // 2, 2).max(axis=(3, 5, 7))
 
     one = level("encoder1", double(x))
     two = level("encoder2", pooled(one))

@@ -315,13 +315,15 @@ def test_squares_are_of_every_parameter_but_the_classifiers_bias(name, norm):
 # Eq. 5.
 
 
-def test_total_is_eq_5():
+@pytest.mark.parametrize("temperature", [2.0, 5.0])
+def test_total_is_eq_5(temperature):
     a, b = batch(17), batch(18, (1, 6, 4))
     network = create_network("ummkd_3d", {"width": 2})
     squares = sum((p.detach().numpy() ** 2).sum() for p in network.parameters())
     squares -= sum((m.bias.detach().numpy() ** 2).sum() for m in network.out.copies)
-    terms = UMMKDLoss(alpha=0.3, eta=1e-3)(*tensors(*a), *tensors(*b), network)
-    distillation = numpy_distillation(numpy_knowledge(*a), numpy_knowledge(*b))
+    loss = UMMKDLoss(alpha=0.3, temperature=temperature, eta=1e-3)
+    terms = loss(*tensors(*a), *tensors(*b), network)
+    distillation = numpy_distillation(*(numpy_knowledge(*data, temperature) for data in (a, b)))
     parts = (numpy_segmentation(*a), numpy_segmentation(*b), distillation, squares)
     assert [t.item() for t in terms[1:5]] == pytest.approx(parts, rel=1e-4)
     expected = parts[0] + parts[1] + 0.3 / 2 * distillation + 1e-3 * squares
@@ -366,6 +368,24 @@ def test_without_distillation_its_value_is_still_told_but_moves_nothing():
     assert terms.distillation > 0.01
     expected = terms.segmentation_a + terms.segmentation_b
     torch.testing.assert_close(terms.total, expected)
+
+
+def test_the_total_carries_the_gradient_of_the_distillation_to_both_modalities():
+    def gradients(descend):
+        given = [tensors(*batch(seed)) for seed in (21, 22)]
+        for logits, _ in given:
+            logits.requires_grad_()
+        descend(*given).backward()
+        return [logits.grad for logits, _ in given]
+
+    full = gradients(lambda a, b: UMMKDLoss(alpha=0.5)(*a, *b).total)
+    without = gradients(lambda a, b: UMMKDLoss(alpha=0)(*a, *b).total)
+    alone = gradients(
+        lambda a, b: distillation_loss(distilled_knowledge(*a), distilled_knowledge(*b))
+    )
+    for modality in range(2):
+        assert alone[modality].abs().max() > 1e-4
+        torch.testing.assert_close(full[modality] - without[modality], alone[modality] / 4)
 
 
 def test_each_setting_has_its_weight():
