@@ -13,6 +13,7 @@ from medsegcore.networks import NETWORKS, create_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+SHARINGS = ("individual", "joint", "joint+kd", "y", "x", "chilopod", "ours")
 # The smallest width of every variant; a network without a row here fails the first test.
 VARIANTS = {
     "rsanet": [
@@ -30,6 +31,15 @@ VARIANTS = {
     ],
     "edge_attention_pretraining": [{"depth": 10, "width": 4}],
     "csad": [{"width": 4, "fusion": fusion} for fusion in ("scff", "concat", "early", "late")],
+    "ummkd_2d": [
+        *({"width": 4, "sharing": sharing} for sharing in SHARINGS),
+        *({"width": 4, "norm": norm, "norm_groups": 2} for norm in ("instance", "layer", "group")),
+        {"width": 4, "layout": "released"},
+    ],
+    "ummkd_3d": [
+        *({"width": 4, "sharing": sharing} for sharing in SHARINGS),
+        {"width": 4, "layout": "released"},
+    ],
     "unetpp": [{"width": 4}],
     "deeplabv3plus": [{"width": 4, "middle_blocks": 1}],
     "enet": [{"width": 4}, {"width": 4, "bottleneck_3_5": True}],
@@ -74,8 +84,11 @@ def test_every_network_has_its_variants_here():
 @pytest.mark.parametrize(("name", "config"), CASES)
 def test_every_parameter_gets_a_gradient(name, config):
     network, image = built(name, config)
-    logits = network(image(EVEN, batch=2))
-    (logits * torch.randn_like(logits)).sum().backward()
+    # A network of several modalities has parameters that only one of them reaches.
+    for modality in range(getattr(network.config, "modalities", 1)):
+        options = {"modality": modality} if modality else {}
+        logits = network(image(EVEN, batch=2), **options)
+        (logits * torch.randn_like(logits)).sum().backward()
     without = [n for n, p in network.named_parameters() if p.grad is None]
     assert not without
     still = [n for n, p in network.named_parameters() if not p.grad.any()]

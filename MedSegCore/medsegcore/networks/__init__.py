@@ -31,6 +31,7 @@ from medsegcore.networks.edge_attention import (
     PretrainingNetwork,
 )
 from medsegcore.networks.rsanet import RSANet, RSANetConfig
+from medsegcore.networks.ummkd import UMMKD2d, UMMKD2dConfig, UMMKD3d, UMMKD3dConfig
 
 
 class NetworkEntry(NamedTuple):
@@ -54,6 +55,8 @@ NETWORKS: dict[str, NetworkEntry] = {
     "enet": NetworkEntry(affinity.ENetConfig, affinity.ENet),
     "espnet": NetworkEntry(affinity.ESPNetConfig, affinity.ESPNet),
     "erfnet": NetworkEntry(affinity.ERFNetConfig, affinity.ERFNet),
+    "ummkd_2d": NetworkEntry(UMMKD2dConfig, UMMKD2d),
+    "ummkd_3d": NetworkEntry(UMMKD3dConfig, UMMKD3d),
 }
 
 
