@@ -81,7 +81,7 @@ def linked(page: str, name: str) -> str:
             line = line_of(tree, found[1])
             if line is None:
                 raise SystemExit(f"{name}: {path} has no {found[1]}")
-            return f"[`{found[1]}`]({path}#L{line})"
+            return f"[`{found[1]}`:{line}]({path}#L{line})"
 
         return f"`{match['file']}`: {SYMBOL.sub(symbol, match['symbols'])}"
 

@@ -11,6 +11,7 @@ from medsegcore.evaluation.metrics import (
     hausdorff95_mm,
     hausdorff_mm,
     iou,
+    lesion_candidates,
     lesion_detection,
     mean_surface_distance_mm,
     precision,
@@ -49,7 +50,7 @@ def test_empty_masks_have_their_stated_values():
     for distance in (hausdorff_mm, hausdorff95_mm, mean_surface_distance_mm):
         assert distance(empty, empty, (1, 1, 1)) == 0
         assert distance(full, empty, (1, 1, 1)) is None
-    assert froc([(np.ones((3, 3, 3)), empty)]) is None
+    assert froc([lesion_candidates(np.ones((3, 3, 3)), empty)]) is None
     none = lesion_detection(empty, empty)
     assert (none.recall, none.precision, none.f1) == (None, None, None)
     assert lesion_detection(full, empty).f1 == 0
@@ -94,7 +95,8 @@ def test_froc_by_hand():
     probability[0, ..., [1, 5, 9, 12]] = np.array([0.9, 0.3, 0.6, 0.2])[:, None, None]
     probability[1, ..., 7] = 0.4
     reference[0, ..., [1, 2, 5]] = reference[1, ..., 3] = True
-    curve = froc(zip(probability, reference, strict=True))
+    pairs = list(zip(probability, reference, strict=True))
+    curve = froc([lesion_candidates(p, r) for p, r in pairs])
     # Thresholds 0.2, 0.3, 0.4, 0.6, 0.9 and above all.
     np.testing.assert_allclose(curve.false_per_case, [1.5, 1, 1, 0.5, 0, 0])
     np.testing.assert_allclose(curve.recall, [2 / 3, 2 / 3, 1 / 3, 1 / 3, 1 / 3, 0])
@@ -102,7 +104,7 @@ def test_froc_by_hand():
     assert curve.score in (
         pytest.approx((1 / 3 + 1 / 3 + last + 3 * 2 / 3) / 6) for last in (1 / 3, 2 / 3)
     )
-    large = froc(zip(probability, reference, strict=True), min_voxels=2)
+    large = froc([lesion_candidates(p, r, min_voxels=2) for p, r in pairs])
     assert large.recall.max() == 0
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medsegcore.evaluation.statistics import (
+    overlap,
     paired_tests,
     sample_average,
     summarise,
@@ -16,12 +17,13 @@ from medsegcore.evaluation.statistics import (
 def test_voxel_averages_pool_the_voxels_and_sample_averages_the_cases():
     # Case 1: 8 answered, 8 wanted, 6 in common: Dice 12/16, IoU 6/10.
     # Case 2: 2 answered, 2 wanted, none in common: both 0.
-    first = np.arange(10) < 8, np.arange(10) >= 2
-    second = np.arange(10) < 2, np.arange(10) >= 8
+    first = overlap(np.arange(10) < 8, np.arange(10) >= 2)
+    second = overlap(np.arange(10) < 2, np.arange(10) >= 8)
+    assert first == (6, 8, 8)
     assert sample_average([first, second]) == pytest.approx({"Dice": 0.375, "IoU": 0.3})
     assert voxel_average([first, second]) == pytest.approx({"Dice": 12 / 20, "IoU": 6 / 14})
     empty = np.zeros(4, bool)
-    assert voxel_average([(empty, empty)]) == {"Dice": 1, "IoU": 1}
+    assert voxel_average([overlap(empty, empty)]) == {"Dice": 1, "IoU": 1}
 
 
 def test_a_summary_leaves_out_what_is_not_defined():

@@ -180,11 +180,17 @@ def _add_evaluate(app: typer.Typer, console: Console) -> None:
             str | None,
             typer.Option(help="Input whose best threshold's Dice is reported beside, e.g. flair."),
         ] = None,
+        against: Annotated[
+            Path | None,
+            typer.Option(help="A .csv that --out wrote for another model: paired tests."),
+        ] = None,
     ) -> None:
         """Measure a model on cases with reference masks."""
         from medsegcore.cli.evaluate import run_evaluate
 
-        run_evaluate(console, model, data, patient or [], label, out, device, mirror, baseline)
+        run_evaluate(
+            console, model, data, patient or [], label, out, device, mirror, baseline, against
+        )
 
 
 def _add_demo(app: typer.Typer, console: Console) -> None:

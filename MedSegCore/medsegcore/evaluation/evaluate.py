@@ -1,19 +1,35 @@
 """A model against reference masks: the figures of one case, of a data set, and for the card."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from medsegcore.errors import MissingInputError, UnreadableImageError
 from medsegcore.evaluation.metrics import (
+    LesionCandidates,
     best_threshold_dice,
     dice,
+    froc,
     hausdorff95_mm,
+    iou,
+    lesion_candidates,
     lesion_detection,
+    mean_surface_distance_mm,
     precision,
     sensitivity,
     volume_difference_percent,
+)
+from medsegcore.evaluation.statistics import (
+    Overlap,
+    PairedTest,
+    Summary,
+    overlap,
+    paired_tests,
+    summarise,
+    voxel_average,
 )
 from medsegcore.imaging import Grid, Image, read_image, resample, without_nans
 from medsegcore.inference.predictor import Predictor
@@ -34,10 +50,10 @@ class Figure(NamedTuple):
 
 def compare_masks(answer: np.ndarray, reference: np.ndarray, grid: Grid) -> list[Figure]:
     """All measures of an answer, both bool [k, j, i] on `grid`."""
-    least = max(round(COUNTED_LESION_ML / grid.voxel_volume_ml), 1)
-    lesions = lesion_detection(answer, reference, least)
+    lesions = lesion_detection(answer, reference, counted_voxels(grid))
     return [
         Figure("Dice", dice(answer, reference), ""),
+        Figure("IoU", iou(answer, reference), ""),
         Figure("sensitivity", sensitivity(answer, reference), ""),
         Figure("precision", precision(answer, reference), ""),
         Figure("lesion recall", lesions.recall, ""),
@@ -47,7 +63,15 @@ def compare_masks(answer: np.ndarray, reference: np.ndarray, grid: Grid) -> list
         Figure("reference volume", float(reference.sum()) * grid.voxel_volume_ml, "ml"),
         Figure("volume difference", volume_difference_percent(answer, reference), "%"),
         Figure("HD95", hausdorff95_mm(answer, reference, grid.spacing), "mm"),
+        Figure(
+            "mean surface distance", mean_surface_distance_mm(answer, reference, grid.spacing), "mm"
+        ),
     ]
+
+
+def counted_voxels(grid: Grid) -> int:
+    """Voxels of the smallest lesion that is counted."""
+    return max(round(COUNTED_LESION_ML / grid.voxel_volume_ml), 1)
 
 
 def threshold_baseline(image: Image, reference: np.ndarray) -> tuple[Figure, Figure]:
@@ -72,10 +96,12 @@ def threshold_baseline(image: Image, reference: np.ndarray) -> tuple[Figure, Fig
 
 
 class EvaluatedCase(NamedTuple):
-    """The figures of one case."""
+    """The figures of one case, and what the averages over cases are made of."""
 
     case: str
     figures: list[Figure]
+    overlap: Overlap
+    candidates: LesionCandidates
 
 
 def evaluate_model(
@@ -102,7 +128,18 @@ def evaluate_model(
         figures = compare_masks(result.labelmap > 0, reference, result.grid)
         if baseline is not None:
             figures += threshold_baseline(resample(images[baseline], result.grid), reference)
-        rows.append(EvaluatedCase(name, figures))
+        rows.append(
+            EvaluatedCase(
+                name,
+                figures,
+                overlap(result.labelmap > 0, reference),
+                lesion_candidates(
+                    np.maximum.reduce(list(result.probabilities.values())),
+                    reference,
+                    min_voxels=counted_voxels(result.grid),
+                ),
+            )
+        )
     if progress is not None:
         progress("", len(cases), len(cases))
     return rows
@@ -124,18 +161,76 @@ def card_metrics(rows: list[EvaluatedCase], how: str) -> list[Metric]:
     ]
 
 
-def mean_row(rows: list[EvaluatedCase]) -> EvaluatedCase:
-    """The mean over the cases where a measure is defined."""
-    figures = []
-    for n, figure in enumerate(rows[0].figures):
-        values = [v for row in rows if (v := row.figures[n].value) is not None]
-        figures.append(figure._replace(value=float(np.mean(values)) if values else None))
-    return EvaluatedCase(f"mean of {len(rows)} cases", figures)
+def summaries(rows: list[EvaluatedCase]) -> dict[str, Summary]:
+    """Mean and standard deviation over the cases of each measure; units stand in the names."""
+    return {
+        column_name(figure): summarise([row.figures[n].value for row in rows])
+        for n, figure in enumerate(rows[0].figures)
+    }
+
+
+def pooled(rows: list[EvaluatedCase]) -> dict[str, float]:
+    """Measures of all cases together: Dice and IoU of the pooled voxels, and the FROC score."""
+    voxels = voxel_average([row.overlap for row in rows])
+    out = {f"voxel average {name}": value for name, value in voxels.items()}
+    curve = froc([row.candidates for row in rows])
+    return out if curve is None else {**out, "FROC score": curve.score}
+
+
+def column_name(figure: Figure) -> str:
+    """The measure's name with its unit, e.g. "HD95 [mm]"."""
+    return f"{figure.name} [{figure.unit}]" if figure.unit else figure.name
+
+
+def compare_figures(
+    rows: list[EvaluatedCase], other: dict[str, dict[str, float | None]]
+) -> dict[str, PairedTest]:
+    """Paired tests of each measure against another evaluation of the same cases.
+
+    Args:
+        other: by case and column, as `read_figures` gives them.
+
+    Raises:
+        MissingInputError: no case in common.
+    """
+    common = [row for row in rows if row.case in other]
+    if not common:
+        raise MissingInputError(
+            "The two evaluations have no case in common.",
+            f"Cases here: {', '.join(row.case for row in rows)}.",
+        )
+    tests = {}
+    for n, figure in enumerate(common[0].figures):
+        name = column_name(figure)
+        tests[name] = paired_tests(
+            [row.figures[n].value for row in common],
+            [other[row.case].get(name) for row in common],
+        )
+    return tests
+
+
+def read_figures(path: Path) -> dict[str, dict[str, float | None]]:
+    """What `figures_csv` wrote: value by column by case; empty cells are None.
+
+    Raises:
+        UnreadableImageError: no such file, or not of this form.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        return {
+            line["case"]: {k: float(v) if v else None for k, v in line.items() if k != "case"}
+            for line in lines
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnreadableImageError(
+            f"'{path}' holds no figures of an evaluation.", "Give what --out wrote before."
+        ) from error
 
 
 def figures_csv(rows: list[EvaluatedCase]) -> str:
     """One line per case; units stand in the column names."""
-    head = ["case", *(f"{f.name} [{f.unit}]" if f.unit else f.name for f in rows[0].figures)]
+    head = ["case", *(column_name(figure) for figure in rows[0].figures)]
     lines = [",".join(head)]
     for row in rows:
         cells = ["" if f.value is None else f"{f.value:.4f}" for f in row.figures]

@@ -8,7 +8,7 @@ CSAD (Zhang et al., arXiv 2011.03908) prints some of them with slips: Dice as it
 instead of the reference (eq. 14). These here are the standard definitions.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -180,6 +180,53 @@ def lesion_detection(
 
 
 @dataclass(frozen=True)
+class LesionCandidates:
+    """What the probabilities of one case offer at any threshold.
+
+    Attributes:
+        false: maximum probability of each candidate that touches no reference lesion.
+        found: for each reference lesion that a candidate touches, the strongest one's.
+        lesions: number of reference lesions.
+    """
+
+    false: list[float]
+    found: list[float]
+    lesions: int
+
+
+def lesion_candidates(
+    probability: np.ndarray, reference: np.ndarray, least: float = 0.05, min_voxels: int = 1
+) -> LesionCandidates:
+    """Candidates are the 26-connected components above `least`.
+
+    Args:
+        probability: [k, j, i], 0..1.
+        least: the lowest threshold.
+        min_voxels: smaller components are left out on both sides.
+    """
+    from scipy import ndimage
+
+    candidates, count = ndimage.label(probability > least, structure=TOUCHING)
+    counted = np.bincount(candidates.ravel(), minlength=count + 1) >= min_voxels
+    counted[0] = False
+    strength = np.asarray(ndimage.maximum(probability, candidates, np.arange(count + 1)))
+    touched = np.zeros(count + 1, bool)
+    touched[np.unique(candidates[reference])] = True
+    lesions, _ = ndimage.label(reference, structure=TOUCHING)
+    found, number = [], 0
+    for lesion, box in enumerate(ndimage.find_objects(lesions), 1):
+        mine = lesions[box] == lesion
+        if mine.sum() < min_voxels:
+            continue
+        number += 1
+        on_it = np.unique(candidates[box][mine])
+        on_it = on_it[counted[on_it]]
+        if on_it.size:
+            found.append(float(strength[on_it].max()))
+    return LesionCandidates([float(p) for p in strength[counted & ~touched]], found, number)
+
+
+@dataclass(frozen=True)
 class Froc:
     """Lesion recall against false lesions per case, over all probability thresholds.
 
@@ -194,52 +241,21 @@ class Froc:
     score: float
 
 
-def froc(
-    cases: Iterable[tuple[np.ndarray, np.ndarray]], least: float = 0.05, min_voxels: int = 1
-) -> Froc | None:
-    """Free-response operating characteristic of lesion probabilities (MONAI).
-
-    A candidate is a 26-connected component above `least`, with the maximum of its probability. A
-    reference lesion has the probability of its strongest candidate; a candidate that touches no
-    reference lesion is false.
-
-    Args:
-        cases: (probability 0..1, reference mask), both [k, j, i], one after the other.
-        least: the lowest threshold.
-        min_voxels: smaller components are left out on both sides.
+def froc(cases: Sequence[LesionCandidates]) -> Froc | None:
+    """Free-response operating characteristic of several cases (MONAI).
 
     Returns:
         None without any reference lesion.
     """
     from monai.metrics import compute_froc_curve_data, compute_froc_score
-    from scipy import ndimage
 
-    # MONAI leaves the lowest probability out of the curve; this one is no candidate's.
-    false, found, targets, n = [-1.0], [], 0, 0
-    for probability, reference in cases:
-        n += 1
-        candidates, count = ndimage.label(probability > least, structure=TOUCHING)
-        sizes = np.bincount(candidates.ravel(), minlength=count + 1)
-        strength = ndimage.maximum(probability, candidates, np.arange(count + 1))
-        lesions, lesion_count = ndimage.label(reference, structure=TOUCHING)
-        lesion_sizes = np.bincount(lesions.ravel(), minlength=lesion_count + 1)
-        touched = np.zeros(count + 1, bool)
-        touched[np.unique(candidates[reference])] = True
-        counted = sizes >= min_voxels
-        counted[0] = False
-        false += [float(p) for p in strength[counted & ~touched]]
-        boxes = ndimage.find_objects(lesions)
-        for lesion, box in enumerate(boxes, 1):
-            if lesion_sizes[lesion] < min_voxels:
-                continue
-            targets += 1
-            on_it = np.unique(candidates[box][lesions[box] == lesion])
-            on_it = on_it[counted[on_it]]
-            if on_it.size:
-                found.append(float(strength[on_it].max()))
-    if not targets:
+    lesions = sum(case.lesions for case in cases)
+    if not lesions:
         return None
-    false_per_case, recall = compute_froc_curve_data(np.array(false), np.array(found), targets, n)
+    # MONAI leaves the lowest probability out of the curve; this one is no candidate's.
+    false = np.array([-1.0, *(p for case in cases for p in case.false)])
+    found = np.array([p for case in cases for p in case.found])
+    false_per_case, recall = compute_froc_curve_data(false, found, lesions, len(cases))
     score = compute_froc_score(false_per_case, recall, (0.25, 0.5, 1, 2, 4, 8))
     return Froc(false_per_case, recall, float(score))
 

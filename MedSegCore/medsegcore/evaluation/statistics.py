@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-
-from medsegcore.evaluation.metrics import dice, iou
-
-Masks = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -36,25 +33,32 @@ def summarise(values: Sequence[float | None]) -> Summary:
     return Summary(float(np.mean(defined)), sd, len(defined))
 
 
-def sample_average(masks: Masks) -> dict[str, float]:
-    """Dice and IoU of each case, averaged: every patient counts the same.
+class Overlap(NamedTuple):
+    """Numbers of voxels of one case: in both masks, in the answer, in the reference."""
 
-    Args:
-        masks: (answer, reference) of each case, bool.
-    """
-    return {
-        "Dice": float(np.mean([dice(a, r) for a, r in masks])),
-        "IoU": float(np.mean([iou(a, r) for a, r in masks])),
-    }
+    both: int
+    answer: int
+    reference: int
 
 
-def voxel_average(masks: Masks) -> dict[str, float]:
+def overlap(answer: np.ndarray, reference: np.ndarray) -> Overlap:
+    """Count the voxels of two bool masks."""
+    return Overlap(int((answer & reference).sum()), int(answer.sum()), int(reference.sum()))
+
+
+def sample_average(cases: Sequence[Overlap]) -> dict[str, float]:
+    """Dice and IoU of each case, averaged: every patient counts the same."""
+    each = [voxel_average([case]) for case in cases]
+    return {name: float(np.mean([values[name] for values in each])) for name in ("Dice", "IoU")}
+
+
+def voxel_average(cases: Sequence[Overlap]) -> dict[str, float]:
     """Dice and IoU of the voxels of all cases pooled (RSANet, section 3.2).
 
     Patients with few lesions count less than in `sample_average`. 1 when all masks are empty.
     """
-    both = sum(int((a & r).sum()) for a, r in masks)
-    total = sum(int(a.sum()) + int(r.sum()) for a, r in masks)
+    both = sum(case.both for case in cases)
+    total = sum(case.answer + case.reference for case in cases)
     if not total:
         return {"Dice": 1.0, "IoU": 1.0}
     return {"Dice": 2 * both / total, "IoU": both / (total - both)}
