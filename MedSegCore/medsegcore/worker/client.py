@@ -194,14 +194,15 @@ class WorkerClient:
         Raises:
             MedSegError: what went wrong.
         """
+        self.poll()
         while not request.done:
             if cancelled is not None and cancelled():
                 self.cancel(request)
             if idle is not None:
                 idle()
-            self.poll()
             if not request.done and self._transport is not None:
                 self._transport.wait(POLL_SECONDS)
+            self.poll()
         if request.error is not None:
             raise request.error
         return request.result
