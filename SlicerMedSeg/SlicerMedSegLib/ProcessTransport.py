@@ -3,7 +3,6 @@
 The application's event loop starves Python's threads, so that nothing here reads in one.
 """
 
-import contextlib
 import time
 
 import qt
@@ -82,9 +81,12 @@ class ProcessTransport:
 
     def kill(self) -> None:
         """End the process and all that it started."""
-        if self._process.state() == qt.QProcess.NotRunning:
+        try:
+            if self._process.state() == qt.QProcess.NotRunning:
+                return
+        except (ValueError, RuntimeError):
+            # Qt has taken it apart at the end of the application, and has ended the process.
             return
-        with contextlib.suppress(ValueError):
-            kill_tree(int(self._process.processId()))
+        kill_tree(int(self._process.processId()))
         self._process.kill()
         self._process.waitForFinished(WAIT_AFTER_KILL_MS)

@@ -18,6 +18,7 @@ import pytest
 import medsegcore
 from medsegcore.errors import (
     CancelledError,
+    MissingInputError,
     ModelNotFoundError,
     ModelWeightsError,
     OutOfMemoryError,
@@ -36,7 +37,8 @@ from medsegcore.worker.warm import WarmModels
 MODEL = "ms-lesion-rsanet"
 CPU = {"device": "cpu"}
 WORKER = [sys.executable, "-m", "medsegcore.worker"]
-RELAY = [sys.executable, str(Path(__file__).resolve().parents[1] / "worker_relay.py"), *WORKER]
+COMMAND = [sys.executable, "-m", "medsegcore", "worker"]
+RELAY = [sys.executable, str(Path(__file__).resolve().parents[1] / "worker_relay.py"), *COMMAND]
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -390,6 +392,11 @@ def test_the_worker_ends_when_its_client_is_killed(tmp_path):
     parent.stdout.close()
     assert gone([int(pid)])
     assert not Path(folder).exists()
+
+
+def test_a_prediction_without_images_is_a_sentence(warm):
+    with pytest.raises(MissingInputError, match="needs the input 't1'"):
+        warm.wait(warm.predict(MODEL, {}, CPU))
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(monkeypatch, small):

@@ -193,11 +193,13 @@ def test_in_the_application_a_process_of_qt_and_a_timer_do_it(qtModule, core, vo
     turn(lambda: request.done)
     assert "does not start" in str(request.error)
     worker.end()
-    # Killed between two runs, and in the middle of one.
+    # Killed in the middle; what comes next has a new one.
     worker = WarmWorker(None, ProcessTransport)
-    request = worker.predict(
-        MODEL, {}, CPU, progress=lambda stage, *_: stage == "load" and os.kill(children()[0], 9)
-    )
-    turn(lambda: request.done)
-    assert "was killed" in str(request.error)
+    run = Segmentation(
+        worker, core.scene, MODEL, volumes, CPU,
+        progress=lambda stage, *_: stage == "load" and os.kill(children()[0], 9),
+    )  # fmt: skip
+    turn(lambda: run.error)
+    assert "was killed" in str(run.error)
+    assert worker.hello().error is None
     worker.end()

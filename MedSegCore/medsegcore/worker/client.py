@@ -417,7 +417,6 @@ class WorkerClient:
             hidden = ("event", "id") if request is self._hello else ("event", "id", "token")
             return {key: value for key, value in event.items() if key not in hidden}
         result = protocol.decode_result(event, lambda named: self._arrays.get(request.id, named))
-        self._remove(f"a{request.id}-*.npy")
         return result
 
     def _send(self) -> bool:
@@ -462,7 +461,7 @@ class WorkerClient:
             else:
                 yield from protocol.frames("request", request.id, name, array)
             done += array.nbytes
-        if images:
+        if request.predicts:
             rest = iter(references)
             message["images"] = protocol.encode_images(images, lambda array: next(rest))
         yield protocol.line({**message, "id": request.id})
@@ -477,7 +476,7 @@ class WorkerClient:
     ) -> None:
         self._open.pop(request.id, None)
         self._arrays.drop(request.id)
-        self._remove(f"?{request.id}-*.npy")
+        self._remove_files()
         if request.cancelled and error is None:
             # It was ready in the same moment; who cancelled does not want it.
             result, error = None, CancelledError("The run was cancelled.")
@@ -490,10 +489,11 @@ class WorkerClient:
         elif call is not None:
             self._calls.append(lambda: call(request))
 
-    def _remove(self, pattern: str) -> None:
-        if self._folder is not None:
-            for path in self._folder.glob(pattern):
-                # Where a mapped file cannot be deleted it goes with the folder.
+    def _remove_files(self) -> None:
+        """Those of requests that are done. A mapped array outlives its name."""
+        for path in self._folder.glob("*.npy") if self._folder is not None else ():
+            if int(path.name[1:].partition("-")[0]) not in self._open:
+                # On Windows a mapped file stays: it goes with a later request or the folder.
                 with contextlib.suppress(OSError):
                     path.unlink()
 

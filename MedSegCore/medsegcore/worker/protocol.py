@@ -265,13 +265,20 @@ def encode_images(images: Mapping[str, "Image"], put: Put) -> dict[str, Any]:
 
 
 def decode_images(message: Mapping[str, Any], get: Get) -> dict[str, "Image"]:
-    """What `encode_images` made."""
+    """What `encode_images` made.
+
+    Raises:
+        ProtocolError: it is not.
+    """
     from medsegcore.imaging import Image
 
-    return {
-        str(key): Image(get(part["voxels"]), np.array(part["affine"], float))
-        for key, part in message.items()
-    }
+    try:
+        return {
+            str(key): Image(get(part["voxels"]), np.array(part["affine"], float).reshape(4, 4))
+            for key, part in message.items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ProtocolError(f"images: {type(error).__name__}: {error}"[:200]) from error
 
 
 def encode_result(result: "Result", put: Put) -> dict[str, Any]:

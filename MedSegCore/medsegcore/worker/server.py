@@ -215,7 +215,7 @@ class Server:
     def _predict(self, request: int, message: dict) -> None:
         options = _options(message)
         images = protocol.decode_images(
-            message["images"], lambda named: self._arrays.get(request, named)
+            message.get("images"), lambda named: self._arrays.get(request, named)
         )
         predictor = self._warm(request, message)
         result = predictor.predict(
