@@ -202,6 +202,28 @@ def test_cancel_is_heard_inside_a_tile_and_the_worker_stays_warm(warm, ms_images
     check_same(warm.wait(warm.predict(MODEL, small, CPU)), expected)
 
 
+def test_one_that_waits_is_cancelled_without_touching_the_one_that_runs(warm, small, expected):
+    warm.wait(warm.load(MODEL, CPU))
+    pid, ended = tree(warm), []
+    first = warm.predict(MODEL, small, CPU, finished=ended.append)
+    second = warm.predict(MODEL, small, CPU, finished=ended.append)
+    third = warm.predict(MODEL, small, CPU, finished=ended.append)
+    while not second.sent:
+        warm.poll()
+    warm.cancel(second)
+    warm.cancel(third)
+    with pytest.raises(CancelledError):
+        warm.wait(third)
+    with pytest.raises(CancelledError):
+        warm.wait(second)
+    assert not first.done
+    check_same(warm.wait(first), expected)
+    assert len(ended) == 3
+    assert ended[2] is first
+    assert tree(warm) == pid
+    assert files(warm) == []
+
+
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
 def test_memory_that_runs_out_is_a_sentence_and_the_worker_goes_on(warm, ms_images, small):
     warm.wait(warm.predict(MODEL, small, CPU))
@@ -338,6 +360,15 @@ def test_a_command_that_is_no_worker_is_named(small, command, words):
             words = "cancelled"
         with pytest.raises((WorkerError, CancelledError), match=words):
             client.wait(request)
+
+
+def test_a_python_without_torch_is_told_what_it_lacks(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['torch'] = None")
+    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
+    with opened(WORKER, PYTHONPATH=path) as client:
+        with pytest.raises(WorkerError, match=r"cannot load what it needs: .*torch"):
+            client.wait(client.load(MODEL, CPU))
+        assert not client.running
 
 
 SAYS = """

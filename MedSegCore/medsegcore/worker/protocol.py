@@ -264,7 +264,7 @@ def encode_images(images: Mapping[str, "Image"], put: Put) -> dict[str, Any]:
     }
 
 
-def decode_images(message: Mapping[str, Any], get: Get) -> dict[str, "Image"]:
+def decode_images(message: Any, get: Get) -> dict[str, "Image"]:
     """What `encode_images` made.
 
     Raises:

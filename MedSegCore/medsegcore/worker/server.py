@@ -67,6 +67,8 @@ class Server:
     def __init__(self, read: int, write: int) -> None:
         self._read, self._write = read, write
         self._writing = threading.Lock()
+        # Of what the two threads both know: what is open, what runs, what was cancelled.
+        self._state = threading.Lock()
         self._jobs: queue.SimpleQueue[dict] = queue.SimpleQueue()
         self._arrays = Arrays()
         self._cancelled: set[int] = set()
@@ -113,15 +115,18 @@ class Server:
         elif kind == "quit":
             self._leave()
         else:
-            self._open.add(request)
+            with self._state:
+                self._open.add(request)
             self._jobs.put(message)
 
     def _cancel(self, target: int) -> None:
-        if target in self._open:
-            self._cancelled.add(target)
-            return
-        # It was cancelled while its arrays were on the way.
-        self._arrays.drop(target)
+        with self._state:
+            if target == self._current:
+                self._cancelled.add(target)
+                return
+            # It waits for its turn, or its arrays are still on the way.
+            self._open.discard(target)
+            self._arrays.drop(target)
         self._fail(target, CancelledError("The run was cancelled."))
 
     def _leave(self) -> NoReturn:
@@ -135,7 +140,11 @@ class Server:
     # The working thread.
 
     def _answer(self, message: dict) -> None:
-        request = self._current = int(message["id"])
+        request = int(message["id"])
+        with self._state:
+            if request not in self._open:
+                return
+            self._current = request
         try:
             self._check()
             answer = {
@@ -165,10 +174,11 @@ class Server:
                     ),
                 )
         finally:
-            self._current = 0
-            self._open.discard(request)
-            self._cancelled.discard(request)
-            self._arrays.drop(request)
+            with self._state:
+                self._current = 0
+                self._open.discard(request)
+                self._cancelled.discard(request)
+                self._arrays.drop(request)
 
     def _check(self) -> None:
         if self._current in self._cancelled:
