@@ -241,12 +241,15 @@ class WorkerClient:
         progress: Progress | None = None,
         finished: Callable[[Request], None] | None = None,
     ) -> Request:
+        if self._transport is not None:
+            # Nobody waits for the last words of one that died idle.
+            idle = not self._open and self._transport.exit_code() is not None
+            if idle or not self._transport.running():
+                self._died()
         self._number += 1
         request = Request(self._number, progress, finished, predicts=images is not None)
         self._open[request.id] = request
         self._outgoing.append((request, self._steps(request, message, images or {})))
-        if self._transport is not None and not self._transport.running():
-            self._died(keep=request)
         if self._transport is None:
             self._start(request)
         return request
@@ -317,22 +320,21 @@ class WorkerClient:
         answer["shared"] = shared
         self.info = answer
 
-    def _stop(self, error: MedSegError, keep: Request | None = None) -> None:
-        """End the process and everything that is open, but `keep`."""
+    def _stop(self, error: MedSegError) -> None:
+        """End the process and everything that is open."""
         self._leftovers()
         self._transport = self._folder = self._hello = None
         self.info = None
-        for entry in [entry for entry in self._outgoing if entry[0] is not keep]:
-            self._outgoing.remove(entry)
-        for request in [r for r in self._open.values() if r is not keep]:
+        self._outgoing.clear()
+        for request in list(self._open.values()):
             cancelled = CancelledError("The run was cancelled.")
             self._finish(request, error=cancelled if request.cancelled else error)
 
-    def _died(self, keep: Request | None = None) -> None:
+    def _died(self) -> None:
         assert self._transport is not None
         self._listen()
         said = [text.strip() for text in self.log.splitlines() if text.strip()]
-        self._stop(_obituary(self.command[0], self._transport, said, self.info is not None), keep)
+        self._stop(_obituary(self.command[0], self._transport, said, self.info is not None))
 
     # What moves in `poll`.
 
@@ -492,7 +494,8 @@ class WorkerClient:
     def _remove_files(self) -> None:
         """Those of requests that are done. A mapped array outlives its name."""
         for path in self._folder.glob("*.npy") if self._folder is not None else ():
-            if int(path.name[1:].partition("-")[0]) not in self._open:
+            number = path.name[1:].partition("-")[0]
+            if not number.isdigit() or int(number) not in self._open:
                 # On Windows a mapped file stays: it goes with a later request or the folder.
                 with contextlib.suppress(OSError):
                     path.unlink()
