@@ -26,6 +26,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python Testing/benchmarks/tiles.py
+	$(BIN)/python Testing/benchmarks/worker.py
 	$(BIN)/python Testing/benchmarks/networks.py
 	$(BIN)/python Testing/benchmarks/attention_blocks.py
 

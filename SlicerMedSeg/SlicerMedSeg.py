@@ -41,10 +41,13 @@ class SlicerMedSegLogic(ScriptedLoadableModuleLogic):
         Args:
             model: id or folder of a model.
             inputNodes: {input key of the model: volume node}.
-            options: further options of `medseg predict`, e.g. ["--device", "cpu"].
+            options: fields of `medsegcore.worker.protocol.RunOptions`, e.g. {"device": "cpu",
+                "mode": "careful"}.
             progress: called with (stage, done, total, seconds left or None).
             cancelled: asked now and then; True ends the run.
-            python: interpreter of the child process; the application's own when None.
+            python: interpreter of the worker, or a whole command such as
+                "ssh host medseg worker"; the application's own when None. The worker stays warm
+                for the next call.
 
         Returns:
             `SlicerMedSegLib.ResultToScene.ResultNodes`.
@@ -66,6 +69,13 @@ class SlicerMedSegLogic(ScriptedLoadableModuleLogic):
             idle=application.processEvents if application is not None else None,
             python=python,
         )
+
+    def endWorker(self):
+        """End the warm worker; without this it ends with the application."""
+        addCoreToPath()
+        from SlicerMedSegLib.Running import endWorker
+
+        endWorker()
 
 
 def addCoreToPath() -> None:

@@ -132,6 +132,12 @@ class OutOfMemoryError(RunError):
     code = "run.memory"
 
 
+class WorkerError(RunError):
+    """The worker process does not start, died, or says what is not understood."""
+
+    code = "run.worker"
+
+
 class CancelledError(RunError):
     """The user cancelled."""
 

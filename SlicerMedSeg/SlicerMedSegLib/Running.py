@@ -1,178 +1,199 @@
-"""The segmentation in a child process: torch stays out of Slicer's own."""
+"""The segmentation in a warm child process: torch stays out of Slicer's own."""
 
-import json
+import atexit
 import os
-import subprocess
+import shlex
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from medsegcore.errors import CancelledError, MedSegError, RunError
-from medsegcore.imaging import Image, write_image
-from medsegcore.inference import Result
+import slicer
 
-POLL_SECONDS = 0.03
-GRACE_SECONDS = 2.0
-CORE_FOLDER = Path(__file__).resolve().parents[2] / "MedSegCore"
+import medsegcore
+from medsegcore.worker.client import Progress, Request, WorkerClient
+from medsegcore.worker.protocol import RunOptions
+from medsegcore.worker.transport import SubprocessTransport, Transport
+
+POLL_MS = 20
+MODULE = "medsegcore.worker"
 
 
 def pythonExecutable() -> str:
     """The interpreter for the child: PythonSlicer inside the application, else the current one."""
     try:
-        import slicer
-
         folder = Path(slicer.app.slicerHome) / "bin"
-    except (ImportError, AttributeError):
+    except AttributeError:
         return sys.executable
     name = "PythonSlicer.exe" if sys.platform == "win32" else "PythonSlicer"
     return str(folder / name)
 
 
-def runPredict(
-    model: str,
-    images: dict[str, Image],
-    options: list[str] | None = None,
-    progress: Callable[[str, float, float, float | None], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    idle: Callable[[], None] | None = None,
-    python: str | None = None,
-) -> Result:
-    """Run `medseg predict` on images and wait for its result.
+def workerCommand(python: str | Sequence[str] | None = None) -> list[str]:
+    """What runs the worker.
 
     Args:
-        model: id or folder of a model.
-        images: Image by input key.
-        options: further options of `medseg predict`, e.g. ["--device", "cpu"].
-        progress: called with (stage, done, total, seconds left or None).
-        cancelled: asked between polls; the whole process tree ends within a few seconds.
-        idle: called while waiting, e.g. to keep an interface alive.
-        python: interpreter with medsegcore and torch.
-
-    Raises:
-        MedSegError: what the child says went wrong; RunError when it died without a word;
-            CancelledError.
+        python: an interpreter with medsegcore and torch; or a whole command, as one text or as a
+            list, e.g. "ssh host medseg worker"; the application's own interpreter when empty.
     """
-    with tempfile.TemporaryDirectory(prefix="medseg-run-") as folder:
-        command = [python or pythonExecutable(), "-m", "medsegcore", "predict", "--json"]
-        command += ["--model", model, "--out", str(Path(folder) / "out"), *(options or [])]
-        for key, image in images.items():
-            # Uncompressed: the file lives for seconds.
-            path = Path(folder) / f"{key}.nii"
-            write_image(image, path)
-            command += [f"--{key}", str(path)]
-        with _Child(command, Path(folder)) as child:
-            error = child.follow(progress, cancelled, idle)
-        if error is not None:
-            raise error
-        return Result.load(Path(folder) / "out")
+    if not python:
+        return [pythonExecutable(), "-m", MODULE]
+    if not isinstance(python, str):
+        return list(python)
+    words = shlex.split(python, posix=sys.platform != "win32")
+    if len(words) == 1 or Path(python).is_file():
+        return [python, "-m", MODULE]
+    return words
 
 
-class _Child:
-    """A process whose output goes to a file: polling needs no thread, which Qt would starve."""
+def workerEnvironment(command: Sequence[str]) -> dict[str, str]:
+    """Slicer's own interpreter gets Slicer's environment, any other one that from before it."""
+    environment = dict(os.environ)
+    if getattr(slicer, "app", None) is not None and command[0] != pythonExecutable():
+        environment = dict(slicer.util.startupEnvironment())
+    core = Path(medsegcore.__file__).resolve().parents[1]
+    # Beside the package would come all that is installed there for Slicer's Python.
+    if core.name not in ("site-packages", "dist-packages"):
+        paths = [str(core), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment
 
-    def __init__(self, command: list[str], folder: Path) -> None:
-        self.outPath, self.errPath = folder / "stdout", folder / "stderr"
-        environment = dict(os.environ)
-        # Slicer's own modules are no part of the child.
-        paths = [str(CORE_FOLDER)] if CORE_FOLDER.is_dir() else []
-        environment["PYTHONPATH"] = os.pathsep.join([*paths, environment.get("PYTHONPATH", "")])
-        with self.outPath.open("wb") as out, self.errPath.open("wb") as err:
-            try:
-                self.process = subprocess.Popen(
-                    command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment
-                )
-            except OSError as error:
-                raise RunError(
-                    f"The interpreter '{command[0]}' does not start: {error.strerror}.",
-                    "Choose a Python that has medsegcore and torch.",
-                ) from error
-        self.reader = self.outPath.open("r", encoding="utf-8")
-        self.pending = ""
 
-    def __enter__(self) -> "_Child":
-        return self
+class WarmWorker:
+    """The worker of one command, with something that polls it: a timer where Qt is.
 
-    def __exit__(self, *exception: object) -> None:
-        self.end()
-        self.reader.close()
+    Args:
+        python: as for `workerCommand`.
+        transport: makes the transport; that of the application when None.
+    """
 
-    def follow(self, progress, cancelled, idle) -> MedSegError | None:
-        """Pass the events on until the process ends; gives its error."""
-        error: MedSegError | None = None
-        while True:
-            running = self.process.poll() is None
-            for event in self._events():
-                if event["event"] == "progress" and progress is not None:
-                    progress(event["stage"], event["done"], event["total"], event["eta_s"])
-                elif event["event"] == "error":
-                    error = _errorOf(event)
-            if not running:
-                break
-            if cancelled is not None and cancelled():
-                self.end()
-                return CancelledError("The run was cancelled.")
-            if idle is not None:
-                idle()
-            time.sleep(POLL_SECONDS)
-        if self.process.returncode != 0 and error is None:
-            words = self.errPath.read_text(encoding="utf-8", errors="replace").strip()
-            last = words.splitlines()[-1] if words else "it left no message"
-            error = RunError(
-                f"The segmentation process ended with code {self.process.returncode}: {last}",
-                "Run it again; if it happens twice, use a smaller volume or the device cpu.",
-            )
-        return error
+    def __init__(
+        self,
+        python: str | Sequence[str] | None = None,
+        transport: Callable[[], Transport] | None = None,
+    ) -> None:
+        self.command = workerCommand(python)
+        if transport is None:
+            transport = _transportOfApplication()
+        self.client = WorkerClient(self.command, workerEnvironment(self.command), transport)
+        self._timer = None
+        if transport is not SubprocessTransport:
+            # A connected method would keep this object, and its process, for ever.
+            me = weakref.ref(self)
+            self._timer = _timer(lambda: _pollOf(me()))
 
-    def _events(self) -> list[dict]:
-        self.pending += self.reader.read()
-        *lines, self.pending = self.pending.split("\n")
-        events = []
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and "event" in event:
-                events.append(event)
-        return events
+    def hello(self, finished: Callable[[Request], None] | None = None) -> Request:
+        """Start the worker; the answer has its version and devices with free_mb and total_mb."""
+        return self._watched(self.client.hello(finished))
+
+    def load(
+        self,
+        model: str,
+        options: RunOptions | dict | None = None,
+        progress: Progress | None = None,
+        finished: Callable[[Request], None] | None = None,
+    ) -> Request:
+        """Make a model ready; the answer has device, need_mb and free_mb."""
+        return self._watched(self.client.load(model, options, progress, finished))
+
+    def predict(
+        self,
+        model: str,
+        images: dict,
+        options: RunOptions | dict | None = None,
+        progress: Progress | None = None,
+        finished: Callable[[Request], None] | None = None,
+    ) -> Request:
+        """Segment Images by input key; returns at once, `finished` is called with the request.
+
+        Raises:
+            SettingError, InputError: an option or an image that cannot be sent.
+        """
+        return self._watched(self.client.predict(model, images, options, progress, finished))
+
+    def cancel(self, request: Request) -> None:
+        """End a request within about a second; the worker stays warm when it hears of it."""
+        self.client.cancel(request)
+
+    def wait(
+        self,
+        request: Request,
+        cancelled: Callable[[], bool] | None = None,
+        idle: Callable[[], None] | None = None,
+    ) -> Any:
+        """The result of a request, for scripts; see `WorkerClient.wait`."""
+        return self.client.wait(request, cancelled, idle)
 
     def end(self) -> None:
-        """End the process and all that it started; harmless when it has ended."""
-        if self.process.poll() is not None:
-            return
-        import psutil
+        """End the process; the next request starts a new one."""
+        if self._timer is not None:
+            self._timer.stop()
+        self.client.close()
 
-        try:
-            tree = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
-        except psutil.Error:
-            tree = [self.process]
-        for process in tree:
-            _quietly(process.terminate)
-        deadline = time.monotonic() + GRACE_SECONDS
-        while self.process.poll() is None and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        for process in tree:
-            _quietly(process.kill)
-        self.process.wait()
+    def _watched(self, request: Request) -> Request:
+        if self._timer is not None:
+            self._timer.start()
+        return request
+
+    def poll(self) -> None:
+        """Let the client move; the timer does this where Qt is."""
+        self.client.poll()
+        if self._timer is not None and not self.client.busy:
+            self._timer.stop()
 
 
-def _quietly(action: Callable[[], None]) -> None:
-    import psutil
-
-    try:
-        action()
-    except (psutil.Error, OSError):
-        pass
+def _pollOf(worker: WarmWorker | None) -> None:
+    if worker is not None:
+        worker.poll()
 
 
-def _errorOf(event: dict) -> MedSegError:
-    """The child's error as the class that has its code."""
-    waiting = [MedSegError]
-    while waiting:
-        candidate = waiting.pop()
-        if candidate.code == event["code"]:
-            return candidate(event["message"], event["action"])
-        waiting += candidate.__subclasses__()
-    return MedSegError(event["message"], event["action"])
+def _transportOfApplication() -> Callable[[], Transport]:
+    if getattr(slicer, "app", None) is None:
+        return SubprocessTransport
+    from .ProcessTransport import ProcessTransport
+
+    return ProcessTransport
+
+
+def _timer(slot: Callable[[], None]):
+    import qt
+
+    timer = qt.QTimer()
+    timer.setInterval(POLL_MS)
+    timer.timeout.connect(slot)
+    return timer
+
+
+class _Kept:
+    """The one worker that stays warm between runs."""
+
+    worker: WarmWorker | None = None
+    watching = False
+
+
+def warmWorker(python: str | Sequence[str] | None = None) -> WarmWorker:
+    """The worker that is kept between runs; one with another command is ended first.
+
+    It ends with the application, or by `endWorker`.
+    """
+    kept = _Kept.worker
+    if kept is not None and kept.command == workerCommand(python):
+        return kept
+    endWorker()
+    _Kept.worker = WarmWorker(python)
+    if not _Kept.watching:
+        _Kept.watching = True
+        atexit.register(endWorker)
+        application = getattr(slicer, "app", None)
+        if application is not None:
+            # Qt is gone when Python's own exit comes.
+            application.aboutToQuit.connect(endWorker)
+    return _Kept.worker
+
+
+def endWorker() -> None:
+    """End the worker that is kept, with what it is doing; harmless when there is none."""
+    kept, _Kept.worker = _Kept.worker, None
+    if kept is not None:
+        kept.end()

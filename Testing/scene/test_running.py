@@ -1,20 +1,28 @@
-"""The child process: its result, its errors, its death, and that nothing of it stays."""
+"""Runs from the scene: one warm worker, its errors and its death, and that nothing of it stays."""
 
 import os
-import shutil
+import signal
+import sys
 import tempfile
+import time
+import types
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import slicer
 
-from medsegcore.errors import CancelledError, ModelNotFoundError, OverlapError, RunError
+from medsegcore.errors import CancelledError, MissingInputError, ModelNotFoundError, WorkerError
 from medsegcore.imaging import Image
-from SlicerMedSegLib.Running import runPredict
+from SlicerMedSegLib.ResultToScene import findRuns
+from SlicerMedSegLib.Running import WarmWorker, endWorker, warmWorker, workerCommand
+from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+from SlicerMedSegLib.Segmenting import Segmentation, segmentNodes
 
 MODEL = "ms-lesion-rsanet"
-OPTIONS = ["--device", "cpu"]
+CPU = {"device": "cpu"}
+RELAY = Path(__file__).resolve().parents[1] / "worker_relay.py"
 
 
 @pytest.fixture(autouse=True)
@@ -22,58 +30,176 @@ def nothingStays(tmp_path, monkeypatch):
     """Every test ends without child processes and without files in the temporary folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    before = set(children())
     yield
-    left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-    assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []
-    assert list(Path(tmp_path).iterdir()) == []
+    endWorker()
+    assert [pid for pid in children() if pid not in before] == []
+    assert [p.name for p in Path(tmp_path).iterdir() if not p.name.startswith("medseg-cache")] == []
 
 
-@pytest.mark.slow
-def test_the_child_answers_as_the_predictor_does(ms_images, ms_result):
-    seen = []
-    result = runPredict(MODEL, ms_images, OPTIONS, progress=lambda *p: seen.append(p))
-    assert np.array_equal(result.labelmap, ms_result.labelmap)
-    assert result.lesions == ms_result.lesions
-    assert {"load", "segment", "write"} <= {stage for stage, *_ in seen}
+def children():
+    return [
+        p.pid
+        for p in psutil.Process().children(recursive=True)
+        if p.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
-def test_the_childs_error_comes_back_as_its_own_class(ms_images):
+@pytest.fixture
+def volumes(core, ms_images):
+    """A part of the sample in the scene that takes a second."""
+    box = (slice(60, 92), slice(60, 124), slice(50, 114))
+    return {
+        key: volumeNodeFromImage(
+            Image(image.array[box], image.grid.crop(box).affine), key.upper(), core.scene
+        )
+        for key, image in ms_images.items()
+    }
+
+
+@pytest.fixture
+def qtModule(monkeypatch):
+    """Qt's own process and timer under the names of the application's module `qt`."""
+    core = pytest.importorskip("PySide6.QtCore")
+    application = core.QCoreApplication.instance() or core.QCoreApplication([])
+    module = types.ModuleType("qt")
+    for name in ("QProcess", "QProcessEnvironment", "QTimer"):
+        setattr(module, name, getattr(core, name))
+    monkeypatch.setitem(sys.modules, "qt", module)
+    monkeypatch.delitem(sys.modules, "SlicerMedSegLib.ProcessTransport", raising=False)
+    return application
+
+
+def test_the_worker_stays_warm_between_runs(core, volumes):
+    stages = []
+    first = segmentNodes(
+        core.scene, MODEL, volumes, CPU, progress=lambda stage, *_: stages.append(stage)
+    )
+    assert {"start", "send", "load", "segment"} <= set(stages)
+    pids = children()
+    stages.clear()
+    second = segmentNodes(
+        core.scene, MODEL, volumes, CPU, progress=lambda stage, *_: stages.append(stage)
+    )
+    assert children() == pids
+    assert len(pids) == 1
+    assert "start" not in stages
+    assert np.array_equal(
+        slicer.util.arrayFromVolume(first.answer), slicer.util.arrayFromVolume(second.answer)
+    )
+    assert len(findRuns(core.scene)) == 2
+    endWorker()
+    assert children() == []
+
+
+def test_what_goes_wrong_leaves_the_scene_alone_and_the_next_run_works(core, volumes):
+    before = core.scene.GetNumberOfNodes()
     with pytest.raises(ModelNotFoundError, match="no model 'absent'"):
-        runPredict("absent", ms_images, OPTIONS)
-    far = ms_images["t1"].affine.copy()
-    far[0, 3] += 300
-    with pytest.raises(OverlapError, match="only 0%"):
-        runPredict(MODEL, {**ms_images, "t1": Image(ms_images["t1"].array, far)}, OPTIONS)
+        segmentNodes(core.scene, "absent", volumes, CPU)
 
-
-def test_a_python_that_does_not_start_or_lacks_the_package_is_named(ms_images, tmp_path):
-    with pytest.raises(RunError, match="does not start"):
-        runPredict(MODEL, ms_images, OPTIONS, python=str(tmp_path / "python"))
-    other = shutil.which("false")
-    assert other
-    with pytest.raises(RunError, match="ended with code"):
-        runPredict(MODEL, ms_images, OPTIONS, python=other)
-
-
-def test_a_killed_child_is_a_sentence(ms_images):
     def kill(stage, *_):
         if stage == "load":
-            for child in psutil.Process(os.getpid()).children():
-                if "medsegcore" in child.cmdline():
-                    child.kill()
+            os.kill(children()[0], signal.SIGKILL)
 
-    with pytest.raises(RunError, match="ended with code -9"):
-        runPredict(MODEL, ms_images, OPTIONS, progress=kill)
-
-
-def test_cancel_ends_the_child(ms_images):
+    with pytest.raises(WorkerError, match="was killed"):
+        segmentNodes(core.scene, MODEL, volumes, CPU, progress=kill)
     stages, idles = [], []
     with pytest.raises(CancelledError):
-        runPredict(
-            MODEL, ms_images, OPTIONS,
+        segmentNodes(
+            core.scene, MODEL, volumes, CPU,
             progress=lambda stage, *_: stages.append(stage),
             cancelled=lambda: "segment" in stages,
             idle=lambda: idles.append(1),
         )  # fmt: skip
     assert len(idles) > 3
+    assert core.scene.GetNumberOfNodes() == before
+    # A volume that goes while the model runs: a sentence, not a result beside nothing.
+    worker, ended = warmWorker(), []
+    run = Segmentation(worker, core.scene, MODEL, volumes, CPU, finished=ended.append)
+    core.scene.RemoveNode(volumes["flair"])
+    before = core.scene.GetNumberOfNodes()
+    worker.wait(run.request)
+    assert ended == [run]
+    assert isinstance(run.error, MissingInputError)
+    assert "'FLAIR' was removed" in str(run.error)
+    assert core.scene.GetNumberOfNodes() == before
+
+
+def test_a_command_is_a_worker_elsewhere_and_another_one_ends_the_first(core, volumes):
+    with pytest.raises(WorkerError, match="'/nowhere/python' does not start"):
+        segmentNodes(core.scene, MODEL, volumes, CPU, python="/nowhere/python")
+    relay = f"{sys.executable} {RELAY} {sys.executable} -m medsegcore.worker"
+    nodes = segmentNodes(core.scene, MODEL, volumes, CPU, python=relay)
+    assert warmWorker(relay).client.info["shared"] is False
+    assert slicer.util.arrayFromVolume(nodes.answer).shape == (32, 64, 64)
+    assert len(children()) == 2
+    assert warmWorker().client.running is False
+    assert children() == []
+
+
+def test_an_interpreter_and_a_command_are_told_apart():
+    module = ["-m", "medsegcore.worker"]
+    assert workerCommand() == [sys.executable, *module]
+    assert workerCommand("/opt/my-python") == ["/opt/my-python", *module]
+    assert workerCommand(sys.executable) == [sys.executable, *module]
+    assert workerCommand("ssh -C host medseg worker") == ["ssh", "-C", "host", "medseg", "worker"]
+    assert workerCommand(["docker", "run"]) == ["docker", "run"]
+
+
+def test_in_the_application_a_process_of_qt_and_a_timer_do_it(qtModule, core, volumes):
+    from SlicerMedSegLib.ProcessTransport import ProcessTransport
+
+    def turn(until, seconds=60.0):
+        """The event loop, and the longest that it was held up by one turn."""
+        longest, deadline = 0.0, time.monotonic() + seconds
+        while not until() and time.monotonic() < deadline:
+            started = time.thread_time()
+            qtModule.processEvents()
+            longest = max(longest, time.thread_time() - started)
+            time.sleep(0.001)
+        assert until()
+        return longest
+
+    relay = [sys.executable, str(RELAY), sys.executable, "-m", "medsegcore.worker"]
+    for python in (None, relay):
+        worker, ended, stages = WarmWorker(python, ProcessTransport), [], []
+        hello = worker.hello(ended.append)
+        assert turn(lambda ended=ended: ended) < 0.05
+        assert hello.result["devices"][0]["name"] == "cpu"
+        large = {"flair": Image(np.ones((200, 400, 400), np.int16), np.eye(4))}
+        request = worker.predict("absent", large, CPU, finished=ended.append)
+        assert turn(lambda request=request: request.done) < 0.05
+        assert isinstance(request.error, ModelNotFoundError)
+        run = Segmentation(
+            worker, core.scene, MODEL, volumes, CPU,
+            progress=lambda stage, *_, stages=stages: stages.append(stage),
+        )  # fmt: skip
+        turn(lambda run=run: run.nodes or run.error)
+        assert run.error is None
+        assert "segment" in stages
+        pids = children()
+        if python is None:
+            # Killed in the middle; what comes next has a new one.
+            run = Segmentation(
+                worker, core.scene, MODEL, volumes, CPU,
+                progress=lambda stage, *_, pids=pids: stage == "load" and os.kill(pids[0], 9),
+            )  # fmt: skip
+            turn(lambda run=run: run.error)
+            assert "was killed" in str(run.error)
+            assert not worker.hello().done
+        else:
+            # One that hears nothing ends with all that it started, within about a second.
+            psutil.Process(pids[-1]).suspend()
+            run = Segmentation(worker, core.scene, MODEL, volumes, CPU)
+            turn(lambda run=run: run.request.sent)
+            run.cancel()
+            assert turn(lambda run=run: run.error, 2.0) < 0.1
+            assert isinstance(run.error, CancelledError)
+        time.sleep(0.2)
+        assert not set(pids) & set(children())
+        worker.end()
+    worker = WarmWorker("/nowhere/python", ProcessTransport)
+    request = worker.hello()
+    turn(lambda: request.done)
+    assert "does not start" in str(request.error)
+    worker.end()

@@ -40,6 +40,7 @@ def build_app(console: Console) -> typer.Typer:
     _add_train(app, console)
     _add_evaluate(app, console)
     _add_demo(app, console)
+    _add_worker(app)
     return app
 
 
@@ -202,6 +203,18 @@ def _add_demo(app: typer.Typer, console: Console) -> None:
         from medsegcore.cli.demo import run_demo
 
         run_demo(console, out)
+
+
+def _add_worker(app: typer.Typer) -> None:
+    @app.command()
+    def worker() -> None:
+        """Answer a program's requests on stdin until it is closed, with models that stay warm.
+
+        For Slicer, and for another computer's GPU: ssh HOST medseg worker.
+        """
+        from medsegcore.worker.server import serve
+
+        serve()
 
 
 def input_files(arguments: list[str]) -> dict[str, str]:

@@ -136,7 +136,7 @@ class Result:
         for attention in self.attention:
             self._save_attention(attention, folder)
         write_file(folder / LESIONS_FILE, lesion_table(self.lesions))
-        write_file(folder / RESULT_FILE, json.dumps(self._index(), indent=2) + "\n")
+        write_file(folder / RESULT_FILE, json.dumps(self.index(), indent=2) + "\n")
 
     def _save_segmentation(self, path: Path) -> None:
         image = to_sitk(self.image(self.labelmap))
@@ -164,7 +164,8 @@ class Result:
         np.savetxt(text, attention.matrix, delimiter=",", fmt="%.9g")
         write_file(folder / f"attention_{attention.key}.csv", text.getvalue())
 
-    def _index(self) -> dict[str, Any]:
+    def index(self) -> dict[str, Any]:
+        """All but the arrays, as JSON."""
         maps = []
         for attention in self.attention:
             entry: dict[str, Any] = {
