@@ -9,7 +9,7 @@ import slicer
 
 from medsegcore.imaging import Image, grid_with_spacing, resample, to_sitk
 from SlicerMedSegLib.InputMatcher import INSTANCE_UIDS, DatabaseTags, InputMatcher, applicationTags
-from SlicerMedSegLib.ResultToScene import addResultToScene
+from SlicerMedSegLib.ResultToScene import ROLE
 from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
 
 
@@ -186,8 +186,8 @@ def test_a_near_second_is_named(core, small, ms):
     assert [c.node.GetName() for c in found.alternatives] == ["FLAIR repeated"]
 
 
-def test_results_label_maps_and_hidden_volumes_are_no_candidates(core, small, flair, ms_result, ms):
-    addResultToScene(ms_result, core.scene, flair, "FLAIR lesions")
+def test_results_label_maps_and_hidden_volumes_are_no_candidates(core, small, flair, ms):
+    volumeNodeFromImage(small["t1"], "T1 attention", core.scene).SetAttribute(ROLE, "attention")
     hidden = volumeNodeFromImage(small["t1"], "T1", core.scene)
     hidden.SetHideFromEditors(1)
     volumeNodeFromImage(small["t1"], "T1 labels", core.scene, "vtkMRMLLabelMapVolumeNode")

@@ -17,6 +17,7 @@ from medsegcore.imaging.io import (
     read_image,
     write_image,
 )
+from medsegcore.imaging.region import Region
 from medsegcore.imaging.registration import Registration, register
 from medsegcore.imaging.resample import reorient, resample
 
@@ -24,6 +25,7 @@ __all__ = [
     "DicomSeries",
     "Grid",
     "Image",
+    "Region",
     "Registration",
     "check_image",
     "check_overlap",

@@ -34,7 +34,8 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ("adc", r"[dcr]?adc\w*|apparent diff\w*|adcmap"),
     (
         "dwi",
-        r"\w?dwi\w*|dw|diff\w*|trace\w*|hbv|b ?val\w*|calc ?b ?\d+|b ?\d{2,4}|ep2d b\w*|resolve|zoomit",
+        r"\w?dwi\w*|dw|diff\w*|trace\w*|hbv|b ?val\w*|calc ?b ?\d+|b ?\d{2,4}|ep2d b\w*"
+        r"|resolve|zoomit",
     ),
     ("t2star", r"t2 ?star|t2 ?ffe|swi\w*|swan|susc\w*|hemo|haemo|medic|venobold|r2star"),
     ("dir", r"dir|double inv\w*|double ir"),
@@ -62,8 +63,11 @@ _NATIVE = re.compile(
 _B_VALUES = re.compile(r"\bb(?:val(?:ue)?s?)? ?((?:\d{1,4})(?: \d{1,4})*)\b")
 _COMPILED = tuple((kind, re.compile(rf"\b(?:{pattern})\b")) for kind, pattern in _KINDS)
 NO_IMAGES = frozenset(
-    "localizer mask derived perfusion angiography functional tensor map phase".split()
-)
+    (
+        "localizer", "mask", "derived", "perfusion", "angiography", "functional", "tensor", "map",
+        "phase",
+    )
+)  # fmt: skip
 _KEYS = {
     "t1": "t1", "t1w": "t1", "t1n": "t1", "t1ce": "t1ce", "t1c": "t1ce", "t1gd": "t1ce",
     "t2": "t2", "t2w": "t2", "flair": "flair", "t2f": "flair", "adc": "adc", "dwi": "dwi",
