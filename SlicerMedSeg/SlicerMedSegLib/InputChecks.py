@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from vtk.util.numpy_support import vtk_to_numpy
@@ -125,7 +126,7 @@ class _Case:
 
     description: ModelDescription
     spec: InputSpec
-    node: object
+    node: Any
     frame: int | None
     reference: Grid | None
 
