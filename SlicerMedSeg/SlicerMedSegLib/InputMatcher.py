@@ -11,6 +11,7 @@ import slicer
 from medsegcore.imaging import Grid
 from medsegcore.models import ModelDescription, Score, VolumeFacts, match_inputs, score_input
 
+from .InputRegistration import FROM
 from .ResultToScene import ROLE
 from .SceneConversion import localAffine
 from .Translation import _
@@ -111,14 +112,15 @@ class InputMatcher:
     def candidates(self) -> list:
         """The scene's gray-scale volumes that a user can choose, in its order.
 
-        No label maps, no hidden nodes, nothing that an earlier run has made.
+        No label maps, no hidden nodes, nothing that an earlier run or a registration has made.
         """
         found = []
         for n in range(self._scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")):
             node = self._scene.GetNthNodeByClass(n, "vtkMRMLScalarVolumeNode")
             if node.IsA("vtkMRMLLabelMapVolumeNode") or node.GetHideFromEditors():
                 continue
-            if node.GetAttribute(ROLE) or node.GetImageData() is None:
+            made = node.GetAttribute(ROLE) or node.GetNodeReferenceID(FROM)
+            if made or node.GetImageData() is None:
                 continue
             found.append(node)
         return found
