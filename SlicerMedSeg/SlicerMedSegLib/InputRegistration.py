@@ -1,16 +1,20 @@
 """An input moved onto the reference: a transform and a copy under it; the original stays."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import slicer
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
-from medsegcore.imaging import Grid, Image, Registration, patient_grid, register, resample, to_sitk
+from medsegcore.errors import InputError
+from medsegcore.imaging import Grid, Image, patient_grid, resample, to_sitk
 
+from .RegistrationRun import RegistrationRun
 from .SceneConversion import imageFromVolumeNode, volumeNodeFromImage
 from .Translation import _
 
@@ -21,6 +25,7 @@ FIELD_SPACING_MM = 8.0
 FIELD_MARGIN_MM = 40.0
 # A gain in normalised mutual information below this is chance.
 LEAST_GAIN = 0.005
+POLL_SECONDS = 0.03
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -55,17 +60,77 @@ class RegisteredInput:
         return text.format(**values)
 
 
+@dataclass(frozen=True)
+class RegistrationJob:
+    """A registration that is on its way: poll `run`, then hand the job to `finish`.
+
+    Attributes:
+        run: the child process; it has share, finished, poll() and cancel().
+        kind: "rigid", "affine" or "bspline".
+        referenceId, movingId: the nodes that it was started with.
+        fixed: where the reference stands.
+        moving: the input as it was when it was started.
+    """
+
+    run: RegistrationRun
+    kind: str
+    referenceId: str
+    movingId: str
+    fixed: Grid
+    moving: Image
+
+
 class InputRegistration:
     """Registers volumes of a scene; nothing is added to it before the registration has succeeded.
 
     Args:
         scene: MRML scene.
-        registerImages: does the work, with the signature of `medsegcore.imaging.register`.
+        python: interpreter of the child process; the application's own when None.
     """
 
-    def __init__(self, scene, registerImages: Callable[..., Registration] = register) -> None:
+    def __init__(self, scene, python: str | None = None) -> None:
         self._scene = scene
-        self._register = registerImages
+        self._python = python
+
+    def start(self, referenceNode, movingNode, kind: str = "rigid") -> RegistrationJob:
+        """Begin to move an input onto the reference, both where they stand in the world.
+
+        Args:
+            kind: "rigid", "affine" or "bspline".
+
+        Raises:
+            InputError: a volume cannot be used.
+        """
+        fixed, moving = imageFromVolumeNode(referenceNode), imageFromVolumeNode(movingNode)
+        run = RegistrationRun(fixed, moving, kind, self._python)
+        return RegistrationJob(
+            run, kind, referenceNode.GetID(), movingNode.GetID(), fixed.grid, moving
+        )
+
+    def finish(self, job: RegistrationJob) -> RegisteredInput:
+        """Add what a finished job has found to the scene.
+
+        Raises:
+            MedSegError: what went wrong; CancelledError when it was cancelled.
+            InputError: a volume was removed meanwhile. The scene is as it was in every case.
+        """
+        if job.run.error is not None:
+            raise job.run.error
+        nodes = [self._scene.GetNodeByID(name) for name in (job.referenceId, job.movingId)]
+        if None in nodes or job.run.transform is None:
+            raise InputError(
+                _("A volume was removed while it was registered."), _("Choose the inputs again.")
+            )
+        referenceNode, movingNode = nodes
+        name = f"{movingNode.GetName()} {_('registered')}"
+        make = self._bentNode if job.kind == "bspline" else self._linearNode
+        transform = make(job.run.transform, job.fixed, name)
+        volume = volumeNodeFromImage(job.moving, name, self._scene)
+        volume.SetAndObserveTransformNodeID(transform.GetID())
+        _copyWindow(movingNode, volume)
+        volume.SetNodeReferenceID(FROM, movingNode.GetID())
+        volume.SetNodeReferenceID(TO, referenceNode.GetID())
+        return RegisteredInput(volume, transform, job.run.qualityBefore, job.run.qualityAfter)
 
     def run(
         self,
@@ -74,33 +139,34 @@ class InputRegistration:
         kind: str = "rigid",
         progress: Callable[[float], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
+        idle: Callable[[], None] | None = None,
     ) -> RegisteredInput:
-        """Move an input onto the reference, both where they stand in the world.
+        """Start, wait and finish, for scripts.
 
         Args:
             kind: "rigid", "affine" or "bspline".
-            progress: called with the share that is done, 0..1, at every step of the search.
-            cancelled: asked at every step.
+            progress: called with the share that is done, 0..1.
+            cancelled: asked while waiting.
+            idle: called while waiting, e.g. to keep an interface alive.
 
         Raises:
-            InputError: a volume cannot be used, or they do not overlap.
-            CancelledError: `cancelled` said so; the scene is as it was.
-            RunError: the registration failed.
+            MedSegError: as `start` and `finish`.
         """
-        fixed, moving = imageFromVolumeNode(referenceNode), imageFromVolumeNode(movingNode)
-        found = self._register(fixed, moving, kind, progress, cancelled)
-        # Whoever closed the scene meanwhile does not want the answer in the next one.
-        name = f"{movingNode.GetName()} {_('registered')}"
-        if kind == "bspline":
-            transform = self._bentNode(found, fixed.grid, name)
-        else:
-            transform = self._linearNode(found, name)
-        volume = volumeNodeFromImage(moving, name, self._scene)
-        volume.SetAndObserveTransformNodeID(transform.GetID())
-        _copyWindow(movingNode, volume)
-        volume.SetNodeReferenceID(FROM, movingNode.GetID())
-        volume.SetNodeReferenceID(TO, referenceNode.GetID())
-        return RegisteredInput(volume, transform, found.quality_before, found.quality_after)
+        job = self.start(referenceNode, movingNode, kind)
+        try:
+            while not job.run.finished:
+                job.run.poll()
+                if progress is not None:
+                    progress(job.run.share)
+                if cancelled is not None and cancelled():
+                    job.run.cancel()
+                if idle is not None:
+                    idle()
+                time.sleep(POLL_SECONDS)
+        finally:
+            # An exception of a callback leaves no process behind.
+            job.run.cancel()
+        return self.finish(job)
 
     def remove(self, result: RegisteredInput) -> None:
         """Take the copy and its transform out of the scene again."""
@@ -108,27 +174,25 @@ class InputRegistration:
             if node is not None and node.GetScene() is self._scene:
                 self._scene.RemoveNode(node)
 
-    def _linearNode(self, found: Registration, name: str):
+    def _linearNode(self, found: sitk.Transform, _fixed: Grid, name: str):
         # SimpleITK leads from the fixed to the moving image, the node the other way.
-        origin = np.array(found.transform.TransformPoint((0.0, 0.0, 0.0)))
+        origin = np.array(found.TransformPoint((0.0, 0.0, 0.0)))
         matrix = np.eye(4)
         for axis in range(3):
             point = [0.0, 0.0, 0.0]
             point[axis] = 1.0
-            matrix[:3, axis] = np.array(found.transform.TransformPoint(point)) - origin
+            matrix[:3, axis] = np.array(found.TransformPoint(point)) - origin
         matrix[:3, 3] = origin
         toWorld = np.linalg.inv(LPS @ matrix @ LPS)
         node = self._scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", name)
         node.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(toWorld))
         return node
 
-    def _bentNode(self, found: Registration, fixed: Grid, name: str):
-        import SimpleITK as sitk
-
+    def _bentNode(self, found: sitk.Transform, fixed: Grid, name: str):
         grid = _fieldGrid(fixed)
         target = to_sitk(Image(np.zeros(grid.shape, np.uint8), grid.affine))
         field = sitk.TransformToDisplacementField(
-            found.transform, sitk.sitkVectorFloat64, target.GetSize(), target.GetOrigin(),
+            found, sitk.sitkVectorFloat64, target.GetSize(), target.GetOrigin(),
             target.GetSpacing(), target.GetDirection(),
         )  # fmt: skip
         vectors = sitk.GetArrayFromImage(field) * np.array([-1.0, -1.0, 1.0])

@@ -1,6 +1,8 @@
 """An input is moved onto the reference by a copy; the user's own volume never changes."""
 
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,17 +10,26 @@ import SimpleITK as sitk
 import slicer
 import vtk
 
-from medsegcore.errors import CancelledError, EmptyImageError
+from medsegcore.errors import (
+    CancelledError,
+    EmptyImageError,
+    InputError,
+    OverlapError,
+    RunError,
+)
 from medsegcore.imaging import (
     Image,
-    Registration,
     from_sitk,
     grid_with_spacing,
     resample,
     to_sitk,
 )
 from SlicerMedSegLib.InputMatcher import InputMatcher
-from SlicerMedSegLib.InputRegistration import InputRegistration, RegistrationPreview
+from SlicerMedSegLib.InputRegistration import (
+    InputRegistration,
+    RegistrationJob,
+    RegistrationPreview,
+)
 from SlicerMedSegLib.SceneConversion import imageFromVolumeNode, volumeNodeFromImage
 
 
@@ -86,22 +97,37 @@ def test_volumes_under_transforms_are_registered_where_they_stand(core, small, m
     assert distance_mm(found.volumeNode, small["t2"]) < 1.0
 
 
-def bent(fixed, moving, kind, progress, cancelled) -> Registration:
-    """A registration that has found a turn and a wave of a few millimetres."""
-    target = to_sitk(fixed)
-    wave = sitk.BSplineTransformInitializer(target, [4, 4, 4])
+def bentTransform(fixed: Image) -> sitk.Transform:
+    """A turn and a wave of a few millimetres."""
+    wave = sitk.BSplineTransformInitializer(to_sitk(fixed), [4, 4, 4])
     count = len(wave.GetParameters())
     wave.SetParameters(np.random.default_rng(3).uniform(-6, 6, count).tolist())
     turn = sitk.Euler3DTransform((0.0, 0.0, 0.0), 0.05, 0.0, -0.08, (3.0, -2.0, 4.0))
-    transform = sitk.CompositeTransform([turn, wave])
-    moved = from_sitk(sitk.Resample(to_sitk(moving), target, transform, sitk.sitkLinear, 0.0))
-    return Registration(transform, moved, kind, 0.1, 0.2)
+    return sitk.CompositeTransform([turn, wave])
+
+
+class Found:
+    """A run that has found a transform."""
+
+    error, finished, qualityBefore, qualityAfter = None, True, 0.1, 0.2
+
+    def __init__(self, transform):
+        self.transform = transform
+
+
+def jobOf(pair, kind, makeTransform) -> RegistrationJob:
+    fixed, moving = (imageFromVolumeNode(node) for node in pair)
+    ids = [node.GetID() for node in pair]
+    return RegistrationJob(Found(makeTransform(fixed)), kind, *ids, fixed.grid, moving)
 
 
 def test_a_bent_registration_becomes_a_node_that_does_the_same(core, pair, small):
-    found = InputRegistration(core.scene, bent).run(*pair, kind="bspline")
-    flair, t2 = (imageFromVolumeNode(node) for node in pair)
-    expected = bent(flair, t2, "bspline", None, None)
+    job = jobOf(pair, "bspline", bentTransform)
+    found = InputRegistration(core.scene).finish(job)
+    transform, target, source = job.run.transform, *(imageFromVolumeNode(node) for node in pair)
+    expected = from_sitk(
+        sitk.Resample(to_sitk(source), to_sitk(target), transform, sitk.sitkLinear, 0.0)
+    )
     general = vtk.vtkGeneralTransform()
     found.transformNode.GetTransformFromWorld(general)
     inner = np.argwhere(small["t2"].array > 300)[::501][:, ::-1]
@@ -109,15 +135,15 @@ def test_a_bent_registration_becomes_a_node_that_does_the_same(core, pair, small
     apart = [
         np.linalg.norm(
             np.array(general.TransformPoint(point))
-            - np.array(expected.transform.TransformPoint((point * flip).tolist())) * flip
+            - np.array(transform.TransformPoint((point * flip).tolist())) * flip
         )
         for point in small["t2"].grid.to_ras(inner)
     ]
     assert len(apart) > 50
     assert np.max(apart) < 0.5
-    again = resample(imageFromVolumeNode(found.volumeNode), flair.grid).array
-    brain = expected.moved.array > 100
-    assert np.corrcoef(again[brain], expected.moved.array[brain])[0, 1] > 0.95
+    again = resample(imageFromVolumeNode(found.volumeNode), target.grid).array
+    brain = expected.array > 100
+    assert np.corrcoef(again[brain], expected.array[brain])[0, 1] > 0.95
 
 
 def test_a_cancelled_or_failed_registration_leaves_the_scene_as_it_was(core, pair):
@@ -197,11 +223,73 @@ def test_the_checkerboard_alternates_between_both_images(core, small):
 
 
 def test_copies_are_no_candidates_for_matching(core, pair, shipped_model):
-    def still(fixed, moving, kind, progress, cancelled):
-        return Registration(sitk.Transform(3, sitk.sitkIdentity), moving, kind, 0.1, 0.1)
-
-    found = InputRegistration(core.scene, still).run(*pair)
+    job = jobOf(pair, "rigid", lambda fixed: sitk.Transform(3, sitk.sitkIdentity))
+    found = InputRegistration(core.scene).finish(job)
     matched = InputMatcher(core.scene).match(shipped_model.description)
     assert matched["t2"].node is pair[1]
     assert matched["t2"].alternatives == []
     assert found.volumeNode not in InputMatcher(core.scene).candidates()
+
+
+def folders():
+    return {p.name for p in Path(tempfile.gettempdir()).glob("medseg-registration-*")}
+
+
+def test_polling_never_waits_and_nothing_is_left_behind(core, pair):
+    before = folders()
+    job = InputRegistration(core.scene).start(*pair)
+    longest = 0.0
+    while not job.run.finished:
+        start = time.thread_time()
+        job.run.poll()
+        longest = max(longest, time.thread_time() - start)
+        time.sleep(0.02)
+    assert longest < 0.05
+    assert job.run.error is None
+    assert job.run.share == 1.0
+    assert folders() == before
+
+
+def test_cancelling_ends_the_process_at_once(core, pair, small):
+    before = folders()
+    large = grid_with_spacing(small["t1"].grid, (1.5, 1.5, 1.5))
+    nodes = [volumeNodeFromImage(resample(small[k], large), k, core.scene) for k in ("t1", "t2")]
+    job = InputRegistration(core.scene).start(*nodes)
+    while job.run.share == 0 and not job.run.finished:
+        job.run.poll()
+        time.sleep(0.02)
+    process = job.run._process
+    start = time.monotonic()
+    job.run.cancel()
+    assert time.monotonic() - start < 1
+    assert process.poll() is not None
+    assert folders() == before
+    with pytest.raises(CancelledError):
+        InputRegistration(core.scene).finish(job)
+
+
+def test_the_process_ends_when_the_one_that_started_it_goes(core, pair, small):
+    job = InputRegistration(core.scene).start(*pair)
+    job.run._process.stdin.close()
+    assert job.run._process.wait(timeout=20) == 1
+    job.run.poll()
+    assert isinstance(job.run.error, RunError)
+
+
+def test_errors_of_the_process_come_back_as_what_they_are(core, small, pair):
+    affine = small["t2"].affine.copy()
+    affine[0, 3] += 900
+    far = volumeNodeFromImage(Image(small["t2"].array, affine), "far", core.scene)
+    before = core.scene.GetNumberOfNodes()
+    with pytest.raises(OverlapError, match="only 0%"):
+        InputRegistration(core.scene).run(pair[0], far)
+    with pytest.raises(RunError, match="cannot be started"):
+        InputRegistration(core.scene, python="/no/such/python").run(*pair)
+    assert core.scene.GetNumberOfNodes() == before
+
+
+def test_a_volume_that_was_removed_meanwhile_is_told(core, pair):
+    job = jobOf(pair, "rigid", lambda fixed: sitk.Transform(3, sitk.sitkIdentity))
+    core.scene.RemoveNode(pair[1])
+    with pytest.raises(InputError, match="was removed"):
+        InputRegistration(core.scene).finish(job)
