@@ -13,7 +13,7 @@ from medsegcore.models import ModelDescription, Score, VolumeFacts, match_inputs
 
 from .InputRegistration import FROM
 from .ResultToScene import ROLE
-from .SceneConversion import localAffine
+from .SceneConversion import localAffine, parentToWorld
 from .Translation import _
 
 INSTANCE_UIDS = "DICOM.instanceUIDs"
@@ -157,7 +157,9 @@ class InputMatcher:
 
     def facts(self, node) -> VolumeFacts:
         """What the node and its DICOM header say."""
-        return VolumeFacts(name=node.GetName() or "", plane=_plane(node), **self._header(node))
+        return VolumeFacts(
+            name=node.GetName() or "", plane=_plane(node), grid=_grid(node), **self._header(node)
+        )
 
     def _header(self, node) -> dict[str, Any]:
         uids = (node.GetAttribute(INSTANCE_UIDS) or "").split()
@@ -200,11 +202,22 @@ def _number(text: str) -> float | None:
     return float(found.group()) if found else None
 
 
+def _grid(node) -> Grid | None:
+    """Where the volume stands in the world; None when it is empty or bent."""
+    transform = node.GetParentTransformNode()
+    if node.GetImageData() is None or (
+        transform is not None and not transform.IsTransformToWorldLinear()
+    ):
+        return None
+    shape = node.GetImageData().GetDimensions()[::-1]
+    return Grid(shape, parentToWorld(node) @ localAffine(node))
+
+
 def _plane(node) -> str:
-    """The plane of thick slices, where the node stands by itself."""
-    if node.GetImageData() is None:
+    """The plane of thick slices."""
+    grid = _grid(node)
+    if grid is None:
         return ""
-    grid = Grid(node.GetImageData().GetDimensions()[::-1], localAffine(node))
     spacing = np.array(grid.spacing)
     thick = int(spacing.argmax())
     if spacing[thick] < THICK * np.sort(spacing)[1]:

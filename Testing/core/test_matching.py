@@ -2,8 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
+from medsegcore.imaging import Grid
 from medsegcore.models import InputMatch, InputSpec, Normalisation
 from medsegcore.models.contrasts import NO_IMAGES, contrast_of, contrast_of_timing
 from medsegcore.models.matching import Match, VolumeFacts, match_inputs, score_input
@@ -229,9 +231,8 @@ def test_the_plane_of_the_voxels_counts_where_the_name_is_silent(prostate):
 
 def test_no_volume_is_used_twice_and_the_required_input_comes_first(ms):
     spec = ms.input("t1")
-    twins = ms.model_copy(
-        update={"inputs": [spec.model_copy(update={"key": "t1w", "required": False}), spec]}
-    )
+    optional = spec.model_copy(update={"key": "t1w", "required": False})
+    twins = ms.model_copy(update={"inputs": [optional, spec], "reference": "t1"})
     found = match_inputs(twins, [VolumeFacts("T1")])
     assert found["t1"].index == 0
     assert found["t1w"].index is None
@@ -253,6 +254,38 @@ def test_volumes_of_two_studies_are_never_mixed(ms):
                                       for v in two]])  # fmt: skip
     assert [twice[key].index for key in ("t1", "t2", "flair")] == [0, 1, 2]
     assert all(match.ambiguous for match in twice.values())
+
+
+def at(x: float) -> Grid:
+    affine = np.eye(4)
+    affine[0, 3] = x
+    return Grid((100, 100, 100), affine)
+
+
+def test_volumes_that_lie_elsewhere_than_the_reference_are_not_mixed_in(ms):
+    volumes = [
+        VolumeFacts("T1", grid=at(80)), VolumeFacts("T2", grid=at(500)),
+        VolumeFacts("FLAIR", grid=at(0)), VolumeFacts("T1 again", grid=at(30)),
+        VolumeFacts("t1 third", grid=at(0)),
+    ]  # fmt: skip
+    found = match_inputs(ms, volumes)
+    assert found["flair"].index == 2
+    assert found["t2"].index is None
+    assert [n for n, _ in found["t2"].alternatives] == [1]
+    # Of two that fit equally, the one on the reference's place; the other is named.
+    assert found["t1"].index == 4
+    assert found["t1"].ambiguous
+
+
+def test_the_reference_that_has_its_companions_is_taken(ms):
+    volumes = [
+        VolumeFacts("FLAIR", grid=at(900)), VolumeFacts("T1", grid=at(0)),
+        VolumeFacts("T2", grid=at(0)), VolumeFacts("FLAIR", grid=at(0)),
+    ]  # fmt: skip
+    found = match_inputs(ms, volumes)
+    assert [found[key].index for key in ("t1", "t2", "flair")] == [1, 2, 3]
+    assert found["flair"].ambiguous
+    assert not found["t1"].ambiguous
 
 
 def test_dicom_says_more_than_a_name(ms, prostate):

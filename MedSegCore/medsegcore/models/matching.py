@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from medsegcore.imaging import Grid, fov_overlap
 from medsegcore.models.contrasts import (
     NO_IMAGES,
     Contrast,
@@ -23,6 +24,10 @@ MINIMUM = 0.3
 NEAR = 0.1
 SCORE_DESCRIPTION, SCORE_NAME, SCORE_TIMING, SCORE_KNOWN = 0.9, 0.75, 0.4, 0.95
 HIGH_B = 700.0  # s/mm2
+# Share of the field of view that a volume has in common with the reference; less cannot be run.
+LEAST_OVERLAP = 0.5
+# Of volumes that fit equally, the one that lies where the reference lies.
+PLACE_BONUS = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class VolumeFacts:
         agent: DICOM ContrastBolusAgent.
         study: DICOM StudyInstanceUID; volumes of two studies are never mixed.
         plane: "axial", "sagittal" or "coronal" for thick slices, "" for (nearly) cubic voxels.
+        grid: where it lies in the patient, None when unknown.
     """
 
     name: str
@@ -52,6 +58,7 @@ class VolumeFacts:
     agent: str = ""
     study: str = ""
     plane: str = ""
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -123,23 +130,14 @@ def score_input(spec: InputSpec, facts: VolumeFacts, plane: str = "") -> Score:
 def match_inputs(description: ModelDescription, volumes: Sequence[VolumeFacts]) -> dict[str, Match]:
     """The best assignment of volumes to inputs over all; each volume is used once at most.
 
-    Inputs for which nothing fits get None. Volumes of different studies are not mixed.
+    Inputs for which nothing fits get None. Volumes of different studies, or that lie elsewhere
+    than the reference, are not mixed.
     """
     plane = _wanted_plane(description)
     scores = [[score_input(spec, v, plane) for v in volumes] for spec in description.inputs]
-    studies = sorted({v.study for v in volumes if v.study}) or [""]
-    # Of equal studies the one that came first.
-    assigned: dict[int, int] = {}
-    best = 0.0
-    rivals = 0
-    for study in studies:
-        allowed = [n for n, v in enumerate(volumes) if v.study in ("", study)]
-        total, found = _assign(description, scores, allowed)
-        if total > best + 1e-9:
-            rivals = 1 if total <= best + NEAR and best > 0 else 0
-            best, assigned = total, found
-        elif total > 0 and total >= best - NEAR:
-            rivals += 1
+    options = _options(description, scores, volumes)
+    assigned = options[0][1] if options else {}
+    rivals = [found for total, found in options[1:] if total >= options[0][0] - NEAR]
     used = set(assigned.values())
     matches = {}
     for row, spec in enumerate(description.inputs):
@@ -150,15 +148,54 @@ def match_inputs(description: ModelDescription, volumes: Sequence[VolumeFacts]) 
         )
         score = scores[row][chosen] if chosen is not None else Score(0.0)
         near = any(n not in used and s.value >= score.value - NEAR for n, s in others)
-        ambiguous = chosen is not None and (near or rivals > 0 or "unclear" in score.notes)
+        rivalled = any(found.get(row, chosen) != chosen for found in rivals)
+        ambiguous = chosen is not None and (near or rivalled or "unclear" in score.notes)
         matches[spec.key] = Match(chosen, score, others, ambiguous)
     return matches
 
 
+def _options(
+    description: ModelDescription, scores: list[list[Score]], volumes: Sequence[VolumeFacts]
+) -> list[tuple[float, dict[int, int]]]:
+    """Assignments with the sums of their scores, best first.
+
+    One for each volume that can be the reference and each study; without a reference, one for
+    each study. Of equal ones the one that came first.
+    """
+    row = [spec.key for spec in description.inputs].index(description.reference)
+    anchors: list[int | None] = [n for n, s in enumerate(scores[row]) if s.value >= MINIMUM]
+    studies = sorted({v.study for v in volumes if v.study}) or [""]
+    options = []
+    for anchor in anchors or [None]:
+        places = [_shared(volumes, anchor, n) for n in range(len(volumes))]
+        for study in studies:
+            allowed = [
+                n
+                for n, v in enumerate(volumes)
+                if v.study in ("", study) and places[n] >= LEAST_OVERLAP
+            ]
+            if anchor is not None and anchor not in allowed:
+                continue
+            options.append(_assign(description, scores, allowed, places, (row, anchor)))
+    return sorted((o for o in options if o[1]), key=lambda option: -option[0])
+
+
+def _shared(volumes: Sequence[VolumeFacts], anchor: int | None, n: int) -> float:
+    """Share 0..1 of the fields of view that two volumes have in common; 1 when unknown."""
+    if anchor is None or anchor == n:
+        return 1.0
+    a, b = volumes[anchor].grid, volumes[n].grid
+    return 1.0 if a is None or b is None else fov_overlap(a, b)
+
+
 def _assign(
-    description: ModelDescription, scores: list[list[Score]], allowed: list[int]
+    description: ModelDescription,
+    scores: list[list[Score]],
+    allowed: list[int],
+    places: list[float],
+    fixed: tuple[int, int | None],
 ) -> tuple[float, dict[int, int]]:
-    """{row of the input: volume} with the greatest sum of scores, and that sum."""
+    """The greatest sum of scores, and its {row of the input: volume}; `fixed` is one of them."""
     from scipy.optimize import linear_sum_assignment
 
     if not allowed:
@@ -167,10 +204,14 @@ def _assign(
     values[values < MINIMUM] = 0
     # Where both want the same volume, the input that cannot be missed gets it.
     weight = np.array([1.25 if spec.required else 1.0 for spec in description.inputs])
-    rows, columns = linear_sum_assignment(values * weight[:, None], maximize=True)
+    gain = values * weight[:, None] + (values > 0) * PLACE_BONUS * np.array(places)[allowed]
+    row, anchor = fixed
+    if anchor is not None:
+        gain[row, allowed.index(anchor)] = 10.0 * len(scores)
+    rows, columns = linear_sum_assignment(gain, maximize=True)
     pairs = [(r, c) for r, c in zip(rows, columns, strict=True) if values[r, c] > 0]
-    total = float(sum(values[r, c] for r, c in pairs))
-    return total, {int(r): allowed[int(c)] for r, c in pairs}
+    total = sum(values[r, c] + PLACE_BONUS * places[allowed[c]] for r, c in pairs)
+    return float(total), {int(r): allowed[int(c)] for r, c in pairs}
 
 
 def _of_texts(spec: InputSpec, facts: VolumeFacts, wanted: str) -> Score:
