@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from .Translation import _
-
 URL = "https://raw.githubusercontent.com/medseg/MedSeg/main/Testing/data"
 LOCAL = Path(__file__).resolve().parents[2] / "Testing" / "data"
 THUMBNAILS = Path(__file__).resolve().parents[1] / "Resources" / "SampleData"
@@ -68,7 +66,7 @@ def registerSampleCases() -> None:
 
     for case in CASES:
         SampleData.SampleDataLogic.registerCustomSampleDataSource(
-            category=_(CATEGORY),
+            category=CATEGORY,
             sampleName=case.name,
             thumbnailFileName=str(THUMBNAILS / case.thumbnail),
             uris=case.uris(),
