@@ -146,7 +146,9 @@ class _Case:
         if frames.sequence is None:
             return self.node, self.node.GetImageData(), frame
         node = frames.sequence.GetNthDataNode(frame)
-        return node, node.GetImageData(), 0
+        # Sequences hold transforms and models, too, or nothing yet.
+        volume = node is not None and node.IsA("vtkMRMLVolumeNode")
+        return node, node.GetImageData() if volume else None, 0
 
     def unusable(self) -> Finding | None:
         """What makes further looking pointless."""

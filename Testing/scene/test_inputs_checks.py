@@ -177,6 +177,16 @@ def test_a_sequence_asks_for_its_frame(core, ms, nodes, ms_images, checks):
     assert bad(checks.check(ms, nodes, {"t1": 3}))["t1", "frame"] == "error"
 
 
+def test_a_sequence_without_volumes_is_told(core, ms, nodes, checks):
+    nodes["t1"] = core.scene.AddNewNodeByClass("vtkMRMLSequenceNode", "nothing yet")
+    nodes["t2"] = core.scene.AddNewNodeByClass("vtkMRMLSequenceNode", "motion")
+    for n in range(2):
+        moved = core.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+        nodes["t2"].SetDataNodeAtValue(moved, str(n))
+    findings = checks.check(ms, nodes)
+    assert bad(findings) == {("t1", "empty"): "error", ("t2", "empty"): "error"}
+
+
 @pytest.fixture
 def prostate(ms):
     how = Normalisation(method="robust")
