@@ -30,6 +30,14 @@ class SlicerMedSeg(ScriptedLoadableModule):
         )
         # There is a logic for scripts; a panel to show comes with the Widget class.
         self.parent.hidden = True
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData() -> None:
+    """Add the sample cases to the Sample Data module."""
+    from SlicerMedSegLib.SampleCases import registerSampleCases
+
+    registerSampleCases()
 
 
 class SlicerMedSegLogic(ScriptedLoadableModuleLogic):

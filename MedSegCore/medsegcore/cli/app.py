@@ -1,5 +1,6 @@
 """The commands."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ import typer
 import medsegcore
 from medsegcore.cli.console import Console
 from medsegcore.errors import MissingInputError, SettingError
+from medsegcore.imaging import Region
 
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 Threshold = Annotated[
@@ -60,6 +62,12 @@ def _add_predict(app: typer.Typer, console: Console) -> None:
         min_lesion_ml: Annotated[
             float, typer.Option(help="Drop lesions smaller than this, in ml.")
         ] = 0.0,
+        region: Annotated[
+            str | None,
+            typer.Option(
+                help="Box to work in, as JSON: affine (4x4, RAS in mm, of its middle) and size_mm."
+            ),
+        ] = None,
         overwrite: Annotated[
             bool, typer.Option("--overwrite", help="Replace a result that is in --out.")
         ] = False,
@@ -76,6 +84,7 @@ def _add_predict(app: typer.Typer, console: Console) -> None:
             {
                 "mirror": mirror, "attention": attention,
                 "thresholds": thresholds(threshold or []), "min_lesion_ml": min_lesion_ml,
+                "region": region_option(region),
             },
         )  # fmt: skip
 
@@ -262,6 +271,16 @@ def thresholds(texts: list[str]) -> dict[str, float]:
         if not name:
             raise SettingError(f"'{text}' is no threshold.", "Give it as LABEL=VALUE.")
     return found
+
+
+def region_option(text: str | None) -> Region | None:
+    """The box that a JSON text says."""
+    if text is None:
+        return None
+    try:
+        return Region.from_dict(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise SettingError(f"--region '{text}' is no JSON: {error}.") from error
 
 
 def recipe_settings(texts: list[str]) -> dict[str, Any]:

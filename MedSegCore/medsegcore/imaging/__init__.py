@@ -17,6 +17,8 @@ from medsegcore.imaging.io import (
     read_image,
     write_image,
 )
+from medsegcore.imaging.measures import Measures, measure
+from medsegcore.imaging.region import Region
 from medsegcore.imaging.registration import Registration, register
 from medsegcore.imaging.resample import reorient, resample
 
@@ -24,6 +26,8 @@ __all__ = [
     "DicomSeries",
     "Grid",
     "Image",
+    "Measures",
+    "Region",
     "Registration",
     "check_image",
     "check_overlap",
@@ -32,6 +36,7 @@ __all__ = [
     "grid_with_spacing",
     "list_dicom_series",
     "list_volumes",
+    "measure",
     "patient_grid",
     "reference_grid",
     "read_dicom_series",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import medsegcore
 from medsegcore.errors import CancelledError, ModelSchemaError, OutOfMemoryError, SettingError
-from medsegcore.imaging import Grid, Image, resample
+from medsegcore.imaging import Grid, Image, Region, resample
 from medsegcore.inference.attention import (
     Attention,
     SliceAttentionSum,
@@ -82,6 +82,7 @@ class Predictor:
         attention: bool = True,
         thresholds: Mapping[str, float] | None = None,
         min_lesion_ml: float = 0.0,
+        region: Region | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Result:
@@ -94,6 +95,7 @@ class Predictor:
             attention: also give the network's attention maps.
             thresholds: by label name, 0..1; the model's own where none is given.
             min_lesion_ml: smaller connected components are dropped.
+            region: a box to work in; the answer is 0 outside of it.
             progress: called with (stage, done, total, seconds left or None); stages: "prepare",
                 "segment", "restore", "measure".
             cancelled: asked between tiles.
@@ -111,7 +113,7 @@ class Predictor:
         check_keys(self.description, images)
         clock = _Clock(progress, cancelled)
         clock.begin("prepare", 1)
-        prepared = prepare(self.description, images)
+        prepared = prepare(self.description, images, region)
         clock.step()
         probabilities, collected = self._tiles(prepared, mirror, attention, clock)
         clock.begin("restore", len(self.description.labels) + len(collected.spatial))
@@ -137,6 +139,7 @@ class Predictor:
             settings={
                 "thresholds": cut, "min_lesion_ml": min_lesion_ml, "mirror": mirror,
                 "device": str(self.device), "precision": str(self.dtype).removeprefix("torch."),
+                "region": region.as_dict() if region is not None else None,
             },
             provenance=self._provenance(prepared),
             timings=clock.seconds,
@@ -239,10 +242,13 @@ class Predictor:
         self, probabilities: np.ndarray, prepared: Prepared, clock: "_Clock"
     ) -> dict[str, np.ndarray]:
         restored = {}
+        inside = prepared.region.mask(prepared.reference) if prepared.region is not None else None
         for label in self.description.labels:
             on_grid = Image(probabilities[label.value], prepared.grid.affine)
             array = resample(on_grid, prepared.reference).array
             restored[label.name] = np.clip(array, 0, 1)
+            if inside is not None:
+                restored[label.name][~inside] = 0
             clock.step()
         return restored
 

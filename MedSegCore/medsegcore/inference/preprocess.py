@@ -9,6 +9,7 @@ from medsegcore.errors import EmptyImageError, MissingInputError
 from medsegcore.imaging import (
     Grid,
     Image,
+    Region,
     check_image,
     check_overlap,
     patient_grid,
@@ -36,6 +37,7 @@ class Prepared:
         reference: the grid that the answer is wanted on.
         present: which inputs were given, by key.
         raw: the given inputs as they came, by key.
+        region: the box outside of which the answer is to be 0, None for everywhere.
     """
 
     tensor: np.ndarray
@@ -43,22 +45,30 @@ class Prepared:
     reference: Grid
     present: dict[str, bool]
     raw: dict[str, Image]
+    region: Region | None = None
 
 
-def prepare(description: ModelDescription, images: Mapping[str, Image]) -> Prepared:
+def prepare(
+    description: ModelDescription, images: Mapping[str, Image], region: Region | None = None
+) -> Prepared:
     """Resample onto the model grid, crop and normalise.
 
     Args:
         description: the model.
         images: Image by input key; optional inputs may be absent, they become 0.
+        region: a box to work in, with as much around it as a tile holds. The intensities are
+            normalised as without it, so that the same tissue looks the same to the network.
 
     Raises:
         MissingInputError: a required input is absent, or a key that the model does not know.
         EmptyImageError, GeometryError: an image without content or with a bad geometry.
         OverlapError: an input has less than half of its field of view in common with the
-            reference.
+            reference, or the region lies outside of it.
+        SettingError: the region is flat.
     """
     check_keys(description, images)
+    if region is not None:
+        region.check()
     for key, image in images.items():
         check_image(image, description.input(key).title)
     reference = images[description.reference]
@@ -77,6 +87,10 @@ def prepare(description: ModelDescription, images: Mapping[str, Image]) -> Prepa
         inside = foreground(array, spec.normalisation, spec.title)
         if crop is None:
             crop = crop_box(inside, description.grid, grid.spacing)
+            if region is not None:
+                crop = _within(
+                    crop, region.box_in(grid, description.grid.margin_mm), description.grid
+                )
         channels.append((spec.key, normalise(array, inside, spec.normalisation)[crop]))
     assert crop is not None
     by_key = dict(channels)
@@ -90,6 +104,7 @@ def prepare(description: ModelDescription, images: Mapping[str, Image]) -> Prepa
         reference=reference.grid,
         present={spec.key: spec.key in raw for spec in description.inputs},
         raw=raw,
+        region=region,
     )
 
 
@@ -206,3 +221,25 @@ def crop_box(
             )
         )
     return box[0], box[1], box[2]
+
+
+def _within(
+    crop: tuple[slice, slice, slice], box: tuple[slice, slice, slice], spec: GridSpec
+) -> tuple[slice, slice, slice]:
+    """The part of a crop around a region's box that the network is to see.
+
+    It is no smaller than a tile, as far as the crop goes: attention and normalisation over a
+    narrow view answer differently from what the network was trained for. A box beside the
+    foreground stays as it is.
+    """
+    if any(b.stop <= c.start or b.start >= c.stop for b, c in zip(box, crop, strict=True)):
+        return box
+    least = (2 * spec.neighbours + 1, *spec.tile[1:]) if spec.flat else spec.tile
+    parts = []
+    for wanted, whole, size in zip(box, crop, least, strict=True):
+        start, stop = max(wanted.start, whole.start), min(wanted.stop, whole.stop)
+        size = min(max(size, stop - start), whole.stop - whole.start)
+        start = (start + stop - size) // 2
+        start = min(max(start, whole.start), whole.stop - size)
+        parts.append(slice(start, start + size))
+    return parts[0], parts[1], parts[2]

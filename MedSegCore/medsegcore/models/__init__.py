@@ -3,6 +3,7 @@
 from medsegcore.models.archive import pack, unpack
 from medsegcore.models.card import model_card
 from medsegcore.models.folder import ModelFolder
+from medsegcore.models.matching import Match, Score, VolumeFacts, match_inputs, score_input
 from medsegcore.models.schema import (
     AttentionSpec,
     Code,
@@ -30,19 +31,24 @@ __all__ = [
     "InputMatch",
     "InputSpec",
     "Label",
+    "Match",
     "Metric",
     "ModelDescription",
     "ModelFolder",
     "ModelStore",
     "NetworkSpec",
     "Normalisation",
+    "Score",
     "StoredModel",
     "Terminology",
     "Timing",
     "TrainingRecord",
+    "VolumeFacts",
     "WeightsSpec",
+    "match_inputs",
     "model_card",
     "pack",
+    "score_input",
     "unpack",
     "user_folder",
 ]

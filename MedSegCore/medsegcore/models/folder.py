@@ -122,6 +122,14 @@ class ModelFolder:
             ) from error
         return cls(path, description)
 
+    def check_weights(self) -> None:
+        """Check in no time that the weights are there and have their length.
+
+        Raises:
+            ModelWeightsError: the file is missing or truncated.
+        """
+        _check_safetensors_size(self.weights_path)
+
     def verify(self, deep: bool = True) -> None:
         """Check that the weights are whole, unchanged and, when `deep`, fit the network.
 

@@ -243,7 +243,11 @@ class TrainingRecord(Part):
 
 
 class ModelDescription(Part):
-    """model.json as a whole."""
+    """model.json as a whole.
+
+    Attributes:
+        skull_stripped: whether the images have to be without the skull.
+    """
 
     schema_version: Literal[1] = 1
     id: Slug
@@ -251,6 +255,7 @@ class ModelDescription(Part):
     title: str
     task: str
     anatomy: str
+    skull_stripped: bool = False
     network: NetworkSpec
     weights: WeightsSpec
     inputs: Annotated[list[InputSpec], Field(min_length=1)]

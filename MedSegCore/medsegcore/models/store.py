@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,3 +123,32 @@ class ModelStore:
                 raise OutputError(f"'{model.path}' cannot be deleted: {error}.") from error
             return
         raise ModelNotFoundError(f"There is no model '{model_id}' in '{self.user}'.")
+
+    def remove_folder(self, path: str | Path) -> None:
+        """Delete a folder of the user's own, also one whose model cannot be read.
+
+        Raises:
+            ModelError: it does not lie in the user's folder.
+            OutputError: it cannot be deleted.
+        """
+        path = Path(path)
+        if path.parent.resolve() != self.user.resolve() or not path.name.strip("."):
+            raise ModelError(
+                f"'{path}' is none of your own models and stays.", "Models of MedSeg cannot go."
+            )
+        if not path.is_symlink() and not path.is_dir():
+            raise ModelNotFoundError(f"There is no model folder at '{path}'.")
+        try:
+            if path.is_symlink():
+                # What it leads to is not ours.
+                path.unlink()
+            else:
+                # Renamed first: half a model is never listed.
+                doomed = Path(tempfile.mkdtemp(prefix=".deleted-", dir=self.user)) / path.name
+                os.replace(path, doomed)
+                shutil.rmtree(doomed.parent)
+        except OSError as error:
+            raise OutputError(
+                f"'{path}' cannot be deleted: {error.strerror or error}.",
+                "Close programs that use it, and check the permissions.",
+            ) from error

@@ -144,6 +144,7 @@ class RSANetRecipe:
             title="MS lesions from T1, T2 and FLAIR (RSANet)",
             task="Segments white-matter lesions of multiple sclerosis in skull-stripped brain MR.",
             anatomy="brain",
+            skull_stripped=True,
             network=self.network_spec(),
             weights=WeightsSpec(
                 sha256="0" * 64, dtype="float16", license="not stated", commercial_use=False
