@@ -9,12 +9,15 @@ import numpy as np
 import slicer
 import vtk
 
-from medsegcore.imaging import Image, resample
+from medsegcore.imaging import Image, reorient, resample
 from medsegcore.inference import CorrelationAttention, Result, SpatialAttention
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
 
 from .Colors import CLEAR_BELOW, labelColorNode, overlayColorNode
 from .SceneConversion import localAffine, orientedImage, parentToWorld, volumeNodeFromImage
+from .SegmentRule import maskChecksum
+from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
+from .SegmentTags import LABEL, MIN_ML, THRESHOLD
 
 # Attributes by which the nodes of a run are found again, also after the scene was saved.
 RUN = "MedSeg.Run"
@@ -185,11 +188,21 @@ class _Builder:
             entry = terminology_entry(label)
             if entry:
                 segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
+            self._tellOrigin(segment, label.name, mask)
         display = node.GetDisplayNode()
         display.SetOpacity2DFill(0.25)
         display.SetOpacity2DOutline(1.0)
         display.SetSliceIntersectionThickness(2)
         return node
+
+    def _tellOrigin(self, segment, name: str, mask: np.ndarray) -> None:
+        """How the segment was made, so that its threshold can move as long as nobody edits it."""
+        settings = self.result.settings
+        segment.SetTag(LABEL, name)
+        segment.SetTag(THRESHOLD, repr(float(settings["thresholds"][name])))
+        segment.SetTag(MIN_ML, repr(float(settings.get("min_lesion_ml", 0.0))))
+        turned = reorient(self._image(mask > 0), "RAS").array
+        segment.SetTag(SEGMENT_CHECKSUM, maskChecksum(turned))
 
     def _answer(self):
         node = volumeNodeFromImage(
