@@ -13,7 +13,7 @@ from medsegcore.imaging import Image, reorient, resample
 from medsegcore.inference import CorrelationAttention, Result, SpatialAttention
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
 
-from .Colors import CLEAR_BELOW, labelColorNode, overlayColorNode
+from .Colors import CLEAR_BELOW, labelColorNode, labelColors, overlayColorNode
 from .SceneConversion import localAffine, orientedImage, parentToWorld, volumeNodeFromImage
 from .SegmentRule import maskChecksum
 from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
@@ -24,6 +24,7 @@ RUN = "MedSeg.Run"
 ROLE = "MedSeg.Role"
 KEY = "MedSeg.Key"
 CHECKSUM = "MedSeg.Sha256"
+INPUTS = "MedSeg.Input"
 
 
 @dataclass
@@ -177,12 +178,13 @@ class _Builder:
         segmentation = node.GetSegmentation()
         binary = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
         segmentation.SetSourceRepresentationName(binary)
-        for label in self.result.labels:
+        colors = labelColors([label.color for label in self.result.labels])
+        for label, color in zip(self.result.labels, colors, strict=True):
             mask = (self.result.labelmap == label.value).astype(np.uint8)
             segmentId = f"Segment_{label.value}"
             node.AddSegmentFromBinaryLabelmapRepresentation(
                 orientedImage(self._image(mask)), label.name,
-                [channel / 255 for channel in label.color], segmentId,
+                [channel / 255 for channel in color], segmentId,
             )  # fmt: skip
             segment = segmentation.GetSegment(segmentId)
             entry = terminology_entry(label)
@@ -290,6 +292,20 @@ def _addColumn(node, array, name: str, values: list) -> None:
 def checksum(labelmap: np.ndarray) -> str:
     """SHA-256 of the voxels, by which a change of the model's answer would be seen."""
     return hashlib.sha256(np.ascontiguousarray(labelmap, dtype=np.uint8).tobytes()).hexdigest()
+
+
+def rememberInputs(segmentation, inputs: dict) -> None:
+    """Note which volumes a segmentation was made from; the scene's file keeps it."""
+    segmentation.SetAttribute(INPUTS, " ".join(inputs))
+    for key, node in inputs.items():
+        segmentation.SetNodeReferenceID(f"{INPUTS}.{key}", node.GetID())
+
+
+def inputNodes(segmentation) -> dict:
+    """{input key: volume node} that `rememberInputs` noted and that are still there."""
+    keys = (segmentation.GetAttribute(INPUTS) or "").split()
+    found = {key: segmentation.GetNodeReference(f"{INPUTS}.{key}") for key in keys}
+    return {key: node for key, node in found.items() if node is not None}
 
 
 def findRuns(scene) -> dict[str, dict[str, list]]:

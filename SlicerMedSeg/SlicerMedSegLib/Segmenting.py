@@ -4,7 +4,7 @@ from medsegcore.errors import MissingInputError
 from medsegcore.inference.preprocess import check_keys
 from medsegcore.models import ModelStore
 
-from .ResultToScene import ResultNodes, addResultToScene
+from .ResultToScene import ResultNodes, addResultToScene, rememberInputs
 from .Running import runPredict
 from .SceneConversion import imageFromVolumeNode
 
@@ -31,7 +31,11 @@ def segmentNodes(
     _checkNotTwice(inputNodes)
     images = {key: imageFromVolumeNode(node) for key, node in inputNodes.items()}
     result = runPredict(model, images, options, progress, cancelled, idle, python)
-    return addResultToScene(result, scene, inputNodes[description.reference], description.title)
+    nodes = addResultToScene(result, scene, inputNodes[description.reference], description.title)
+    rememberInputs(
+        nodes.segmentation, {key: node for key, node in inputNodes.items() if node is not None}
+    )
+    return nodes
 
 
 def _checkNotTwice(inputNodes: dict) -> None:
