@@ -14,17 +14,12 @@ from medsegcore.inference import CorrelationAttention, Result, SpatialAttention
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
 
 from .Colors import CLEAR_BELOW, labelColorNode, labelColors, overlayColorNode
+from .CorrelationStore import storeCorrelation
+from .NodeNames import AXIS, CHECKSUM, INPUTS, KEY, KIND, ROLE, RUN, TITLE
 from .SceneConversion import localAffine, orientedImage, parentToWorld, volumeNodeFromImage
 from .SegmentRule import maskChecksum
 from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
 from .SegmentTags import LABEL, MIN_ML, THRESHOLD
-
-# Attributes by which the nodes of a run are found again, also after the scene was saved.
-RUN = "MedSeg.Run"
-ROLE = "MedSeg.Role"
-KEY = "MedSeg.Key"
-CHECKSUM = "MedSeg.Sha256"
-INPUTS = "MedSeg.Input"
 
 
 @dataclass
@@ -109,9 +104,16 @@ class _Builder:
                 )
             elif isinstance(attention, CorrelationAttention):
                 array = self._correlation(attention)
+                name = f"{self.title}: {attention.title} (all maps)"
+                store = storeCorrelation(self.scene, attention, name)
+                self._adopt(store, "correlation", attention.key)
+                # Kept in the world, as the maps' own geometry is.
+                store.SetAndObserveTransformNodeID(None)
                 node = self._overlay(array, attention.title, colors, "attention", attention.key)
             else:
                 node = self._sliceTable(attention)
+            node.SetAttribute(TITLE, attention.title)
+            node.SetAttribute(KIND, attention.kind)
             nodes.attention[attention.key] = node
         nodes.lesions = self._lesionTable()
         nodes.provenance = self._provenance()
@@ -239,7 +241,7 @@ class _Builder:
         """Row l of the table: where slab l lies (mm along the axis) and its weights."""
         node = self.scene.AddNewNodeByClass("vtkMRMLTableNode", f"{self.title}: {attention.title}")
         self._adopt(node, "attention", attention.key)
-        node.SetAttribute("MedSeg.Axis", attention.axis)
+        node.SetAttribute(AXIS, attention.axis)
         for name, values in (
             ("center_r_mm", attention.centers_ras[:, 0]),
             ("center_a_mm", attention.centers_ras[:, 1]),

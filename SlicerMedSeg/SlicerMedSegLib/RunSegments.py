@@ -14,8 +14,9 @@ from medsegcore.errors import EditedSegmentError, MissingInputError, SettingErro
 from medsegcore.imaging import Grid, Image, reorient
 
 from .Lattice import AxisMap, imageAffine, isEmpty, maskOnGrid
+from .NodeNames import KEY
 from .Observing import Observers, onSceneClose
-from .ResultToScene import KEY, findRuns
+from .ResultToScene import findRuns
 from .SceneConversion import localAffine, parentToWorld
 from .SegmentRule import LOWEST, LabelRule, maskChecksum, packVoxels, unpackVoxels, winners
 from .SegmentTags import CHECKSUM, DROPPED, LABEL, MIN_ML, THRESHOLD, readTag
