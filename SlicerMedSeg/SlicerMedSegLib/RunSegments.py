@@ -99,7 +99,7 @@ class RunSegments:
     def _segmentIds(self) -> dict[str, str]:
         """{label: segment ID} of the segments that a run made and that are still there."""
         segmentation = self.segmentation.GetSegmentation()
-        found = {}
+        found: dict[str, str] = {}
         for n in range(segmentation.GetNumberOfSegments()):
             label = readTag(segmentation.GetNthSegment(n), LABEL)
             if label:

@@ -40,7 +40,7 @@ class SliceAttentionView:
 
     def __init__(self, scene, tableNode) -> None:
         self.scene, self.tableNode = scene, tableNode
-        table = tableNode.GetTable() if tableNode is not None else None
+        table: Any = tableNode.GetTable() if tableNode is not None else None
         count = table.GetNumberOfColumns() - 3 if table is not None else 0
         if count < 1 or table.GetNumberOfRows() != count:
             raise MissingInputError(
