@@ -65,11 +65,13 @@ class _Sheet:
         image = resample(imageFromVolumeNode(inputNode), self.grid).array
         inside = image > image.mean()
         self.box = _padded(boundingBox(inside), image.shape)
-        low, high = 0.0, float(np.percentile(image[inside], 99.7)) if inside.any() else 1.0
-        low = min(low, float(image.min()))
+        # Air is black, whatever its value, and the brightest lesions keep their texture.
+        low = float(np.percentile(image, 0.5))
+        high = float(np.percentile(image[inside], 99.9)) if inside.any() else low + 1
         self.gray = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
         self.overlays: dict[str, np.ndarray] = {}
         self.overlayTitle = _("Probability")
+        self.relative = overlayNode is not None
         if overlayNode is not None:
             overlay = resample(imageFromVolumeNode(overlayNode), self.grid).array
             self.overlays = dict.fromkeys(segments.labels, np.clip(overlay, 0, 1))
@@ -122,8 +124,7 @@ class _Sheet:
                 self._paste(canvas, x, y, picture)
                 place = self._place(row, axis, at)
                 drawText(canvas, x + 4, y + PANEL - 17, f"{_(plane)} {place}", 12, GRAY)
-                if half == 0:
-                    _letters(canvas, x, y, letters)
+                _letters(canvas, x, y, letters)
         self._caption(canvas, y + PANEL + 6, row)
 
     def _cut(self, array: np.ndarray, axis: int, at: int) -> np.ndarray:
@@ -186,9 +187,8 @@ class _Sheet:
         canvas[y + 10 : y + 24, x : x + width] = np.rint(bar * 255).astype(np.uint8)
         for part in (0.0, 0.5, 1.0):
             drawText(canvas, x + round(part * width), y + 26, f"{part:g}", 12, GRAY, align="middle")
-        text = self.overlayTitle + _(", of its highest value; clear below {low:g}").format(
-            low=CLEAR_BELOW
-        )
+        scale = _("part of its highest value") if self.relative else _("0 to 1")
+        text = f"{self.overlayTitle}: {scale}; " + _("clear below {low:g}").format(low=CLEAR_BELOW)
         drawText(canvas, x + width + 14, y + 9, text, 13, GRAY)
         length = round(50 * self.perMm)
         fillBox(canvas, GAP, y + 16, length, 3, (235, 235, 235))
@@ -207,10 +207,10 @@ def _padded(box, shape: tuple[int, ...], margin: int = 4) -> tuple[slice, ...]:
 
 
 def _edge(mask: np.ndarray) -> np.ndarray:
-    """The outermost pixels of what is True."""
+    """The pixels at both sides of the border of what is True."""
     from scipy import ndimage
 
-    return mask & ~ndimage.binary_erosion(mask)
+    return ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask)
 
 
 def _letters(canvas: np.ndarray, x: int, y: int, letters: str) -> None:
