@@ -153,6 +153,10 @@ class AttentionDisplay:
         if shown is not None:
             self._legendOff(shown)
 
+    def close(self) -> None:
+        """Observe nothing any more; a map that is shown stays, for the next one to take over."""
+        self._observers.clear()
+
     def _composites(self) -> list:
         return list(slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", self.scene))
 

@@ -188,12 +188,21 @@ class LesionTable:
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Call `changed` whenever a segment changes, until `close`; then `update` is due."""
-        segmentation = self.segments.segmentation
+        seen = [self.segments.fingerprint()]
+
+        def modified(*_args) -> None:
+            # Undo tells of the segment alone; so do colors, names and our own tags.
+            now = self.segments.fingerprint()
+            if now != seen[0]:
+                seen[0] = now
+                changed()
+
         for event in (
             slicer.vtkSegmentation.SourceRepresentationModified,
+            slicer.vtkSegmentation.SegmentModified,
             slicer.vtkSegmentation.SegmentRemoved,
         ):
-            self._observers.add(segmentation, event, lambda *_args: changed())
+            self._observers.add(self.segments.segmentation, event, modified)
         onSceneClose(self._observers, self.segments.scene, self.close)
 
     def close(self) -> None:

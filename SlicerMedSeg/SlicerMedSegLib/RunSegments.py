@@ -164,6 +164,16 @@ class RunSegments:
             )
         return mask
 
+    def fingerprint(self) -> tuple:
+        """Differs whenever the voxels of a label's segment, or what was dropped, do."""
+        found = []
+        for label, segmentId in self._segmentIds().items():
+            segment = self.segmentation.GetSegmentation().GetSegment(segmentId)
+            image = segment.GetRepresentation(_BINARY)
+            stamp = (image.GetAddressAsString(""), image.GetMTime())
+            found.append((label, stamp, readTag(segment, DROPPED)))
+        return tuple(found)
+
     def _sync(self) -> None:
         """Read the segments that changed since; undo, edits and other panels do that."""
         changed = False

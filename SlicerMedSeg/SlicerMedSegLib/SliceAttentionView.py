@@ -191,8 +191,8 @@ class SliceAttentionView:
         origin = self.centers[0].copy()
         for n, direction in enumerate(across):
             reach = (corners - self.centers[0]) @ direction
-            affine[:3, n] = direction * max(float(np.ptp(reach)), 1e-3)
-            origin += direction * reach.min()
+            affine[:3, n] = direction * max(float(np.ptp(reach)), 1e-3) / 2
+            origin += direction * (reach.min() + np.ptp(reach) / 4)
         affine[:3, 2] = self.normal * step
         affine[:3, 3] = origin
         self.weights = self._add("vtkMRMLScalarVolumeNode", f"{self.title}: weights")

@@ -210,6 +210,19 @@ def test_deleting_the_map_gives_the_views_back(core, nodes, views):
         display.show(nodes.attention["decoder"])
 
 
+def test_after_a_reload_another_display_takes_over(core, nodes, views):
+    before = [setUp(v) for v in views]
+    first = AttentionDisplay(core.scene)
+    first.show(nodes.attention["decoder"])
+    first.close()
+    second = AttentionDisplay(core.scene)
+    assert second.shown is nodes.attention["decoder"]
+    second.show(nodes.attention["encoder"], 0.4)
+    second.off()
+    assert [setUp(v) for v in views] == before
+    assert len(first._observers) == len(second._observers) == 0
+
+
 def test_off_works_after_the_scene_was_saved_and_loaded_while_a_map_was_on(
     core, nodes, views, tmp_path
 ):

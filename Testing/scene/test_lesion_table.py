@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import slicer
+import vtk
 
 from medsegcore.errors import OutputError, SettingError
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
@@ -151,6 +152,27 @@ def test_drops_survive_saving_and_loading(core, table, nodes, flair, tmp_path):
         assert again.segments.mask(LABEL).sum() == before
 
 
+def test_under_a_transform_lesions_are_where_the_world_has_them(
+    core, flair, ms_images, rater_probability, make_result
+):
+    turn = vtk.vtkTransform()
+    turn.Translate(12, -7, 30)
+    turn.RotateX(25)
+    transform = core.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "turned")
+    transform.SetMatrixTransformToParent(turn.GetMatrix())
+    flair.SetAndObserveTransformNodeID(transform.GetID())
+    affine = slicer.util.arrayFromVTKMatrix(turn.GetMatrix()) @ ms_images["flair"].affine
+    images = {"flair": ms_images["flair"]}
+    result = make_result({LABEL: rater_probability}, images, 0.02, affine=affine)
+    addResultToScene(result, core.scene, flair, "moved")
+    table = LesionTable(RunSegments(core.scene, "moved"), {"flair": flair})
+    assert not table.segments.edited(LABEL)
+    for row, lesion in zip(table.rows(), result.lesions, strict=True):
+        assert row.lesion.center_ras == pytest.approx(lesion.center_ras, abs=1e-2)
+        assert row.lesion.longest_diameter_mm == pytest.approx(lesion.longest_diameter_mm)
+        assert row.lesion.inputs["flair"] == pytest.approx(lesion.inputs["flair"], rel=1e-3)
+
+
 def test_the_table_in_the_scene_keeps_step(table, nodes):
     def column(name):
         array = nodes.lesions.GetTable().GetColumnByName(name)
@@ -229,7 +251,14 @@ def test_a_watched_table_tells_of_changes_until_it_is_closed(core, table):
     table.watch(lambda: told.append(1))
     live = LiveThreshold(table.segments)
     live.setThreshold(LABEL, 0.4)
+    live.finishDrag()
     assert told
+    told.clear()
+    table.segments.history.RestorePreviousState()
+    assert told
+    told.clear()
+    table.segments.segmentation.GetSegmentation().GetNthSegment(0).SetColor(0, 1, 0)
+    assert not told
     table.close()
     told.clear()
     live.setThreshold(LABEL, 0.3)

@@ -13,6 +13,7 @@ from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
 from SlicerMedSegLib.LiveThreshold import LiveThreshold
 from SlicerMedSegLib.ResultToScene import addResultToScene
 from SlicerMedSegLib.RunSegments import RunSegments
+from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
 
 LABEL = "MS lesion"
 
@@ -192,6 +193,23 @@ def test_thresholds_out_of_range_are_refused(live, nodes, flair, value):
         live.setThreshold(LABEL, value)
     assert np.array_equal(inScene(nodes.segmentation, flair), before)
     assert live.segments.history.GetNumberOfStates() == 0
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "SAR", "PIL"])
+def test_flipped_and_permuted_axes_are_cut_the_same(
+    core, ms_images, rater_probability, make_result, orientation
+):
+    images = {"flair": reorient(ms_images["flair"], orientation)}
+    turned = reorient(Image(rater_probability, ms_images["flair"].affine), orientation)
+    volume = volumeNodeFromImage(images["flair"], "turned", core.scene)
+    result = make_result({LABEL: turned.array}, images, 0.02)
+    nodes = addResultToScene(result, core.scene, volume, "turned")
+    live = LiveThreshold(RunSegments(core.scene, "turned"))
+    assert not live.edited(LABEL)
+    for value in (0.3, 0.7):
+        live.setThreshold(LABEL, value)
+        expected = result.relabel({LABEL: value}, 0.02).labelmap > 0
+        assert np.array_equal(inScene(nodes.segmentation, volume), expected)
 
 
 def test_an_empty_segment_can_be_filled_again(core, flair, rater_probability, make_result):
