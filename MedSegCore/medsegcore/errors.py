@@ -76,6 +76,12 @@ class SettingError(InputError):
     code = "input.setting"
 
 
+class EditedSegmentError(InputError):
+    """A segment was edited by hand and must not be overwritten."""
+
+    code = "input.edited"
+
+
 class ModelError(MedSegError):
     """A model folder cannot be used."""
 

@@ -9,18 +9,17 @@ import numpy as np
 import slicer
 import vtk
 
-from medsegcore.imaging import Image, resample
+from medsegcore.imaging import Image, reorient, resample
 from medsegcore.inference import CorrelationAttention, Result, SpatialAttention
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
 
-from .Colors import CLEAR_BELOW, labelColorNode, overlayColorNode
+from .Colors import CLEAR_BELOW, labelColorNode, labelColors, overlayColorNode
+from .CorrelationStore import storeCorrelation
+from .NodeNames import AXIS, CHECKSUM, INPUTS, KEY, KIND, ROLE, RUN, TITLE
 from .SceneConversion import localAffine, orientedImage, parentToWorld, volumeNodeFromImage
-
-# Attributes by which the nodes of a run are found again, also after the scene was saved.
-RUN = "MedSeg.Run"
-ROLE = "MedSeg.Role"
-KEY = "MedSeg.Key"
-CHECKSUM = "MedSeg.Sha256"
+from .SegmentRule import maskChecksum
+from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
+from .SegmentTags import LABEL, MIN_ML, THRESHOLD
 
 
 @dataclass
@@ -105,9 +104,16 @@ class _Builder:
                 )
             elif isinstance(attention, CorrelationAttention):
                 array = self._correlation(attention)
+                name = f"{self.title}: {attention.title} (all maps)"
+                store = storeCorrelation(self.scene, attention, name)
+                self._adopt(store, "correlation", attention.key)
+                # Kept in the world, as the maps' own geometry is.
+                store.SetAndObserveTransformNodeID(None)
                 node = self._overlay(array, attention.title, colors, "attention", attention.key)
             else:
                 node = self._sliceTable(attention)
+            node.SetAttribute(TITLE, attention.title)
+            node.SetAttribute(KIND, attention.kind)
             nodes.attention[attention.key] = node
         nodes.lesions = self._lesionTable()
         nodes.provenance = self._provenance()
@@ -174,22 +180,33 @@ class _Builder:
         segmentation = node.GetSegmentation()
         binary = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
         segmentation.SetSourceRepresentationName(binary)
-        for label in self.result.labels:
+        colors = labelColors([label.color for label in self.result.labels])
+        for label, color in zip(self.result.labels, colors, strict=True):
             mask = (self.result.labelmap == label.value).astype(np.uint8)
             segmentId = f"Segment_{label.value}"
             node.AddSegmentFromBinaryLabelmapRepresentation(
                 orientedImage(self._image(mask)), label.name,
-                [channel / 255 for channel in label.color], segmentId,
+                [channel / 255 for channel in color], segmentId,
             )  # fmt: skip
             segment = segmentation.GetSegment(segmentId)
             entry = terminology_entry(label)
             if entry:
                 segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
+            self._tellOrigin(segment, label.name, mask)
         display = node.GetDisplayNode()
         display.SetOpacity2DFill(0.25)
         display.SetOpacity2DOutline(1.0)
         display.SetSliceIntersectionThickness(2)
         return node
+
+    def _tellOrigin(self, segment, name: str, mask: np.ndarray) -> None:
+        """How the segment was made, so that its threshold can move as long as nobody edits it."""
+        settings = self.result.settings
+        segment.SetTag(LABEL, name)
+        segment.SetTag(THRESHOLD, repr(float(settings["thresholds"][name])))
+        segment.SetTag(MIN_ML, repr(float(settings.get("min_lesion_ml", 0.0))))
+        turned = reorient(self._image(mask > 0), "RAS").array
+        segment.SetTag(SEGMENT_CHECKSUM, maskChecksum(turned))
 
     def _answer(self):
         node = volumeNodeFromImage(
@@ -224,7 +241,7 @@ class _Builder:
         """Row l of the table: where slab l lies (mm along the axis) and its weights."""
         node = self.scene.AddNewNodeByClass("vtkMRMLTableNode", f"{self.title}: {attention.title}")
         self._adopt(node, "attention", attention.key)
-        node.SetAttribute("MedSeg.Axis", attention.axis)
+        node.SetAttribute(AXIS, attention.axis)
         for name, values in (
             ("center_r_mm", attention.centers_ras[:, 0]),
             ("center_a_mm", attention.centers_ras[:, 1]),
@@ -277,6 +294,20 @@ def _addColumn(node, array, name: str, values: list) -> None:
 def checksum(labelmap: np.ndarray) -> str:
     """SHA-256 of the voxels, by which a change of the model's answer would be seen."""
     return hashlib.sha256(np.ascontiguousarray(labelmap, dtype=np.uint8).tobytes()).hexdigest()
+
+
+def rememberInputs(segmentation, inputs: dict) -> None:
+    """Note which volumes a segmentation was made from; the scene's file keeps it."""
+    segmentation.SetAttribute(INPUTS, " ".join(inputs))
+    for key, node in inputs.items():
+        segmentation.SetNodeReferenceID(f"{INPUTS}.{key}", node.GetID())
+
+
+def inputNodes(segmentation) -> dict:
+    """{input key: volume node} that `rememberInputs` noted and that are still there."""
+    keys = (segmentation.GetAttribute(INPUTS) or "").split()
+    found = {key: segmentation.GetNodeReference(f"{INPUTS}.{key}") for key in keys}
+    return {key: node for key, node in found.items() if node is not None}
 
 
 def findRuns(scene) -> dict[str, dict[str, list]]:

@@ -8,7 +8,7 @@ from medsegcore.inference.preprocess import check_keys
 from medsegcore.models import ModelStore
 from medsegcore.worker.client import Request
 
-from .ResultToScene import ResultNodes, addResultToScene
+from .ResultToScene import ResultNodes, addResultToScene, rememberInputs
 from .Running import WarmWorker, warmWorker
 from .SceneConversion import imageFromVolumeNode
 
@@ -55,6 +55,7 @@ class Segmentation:
         _checkNotTwice(inputNodes)
         images = {key: imageFromVolumeNode(node) for key, node in inputNodes.items()}
         self._title = description.title
+        self._inputs = {key: node for key, node in inputNodes.items() if node is not None}
         self._reference: Any = inputNodes[description.reference]
         self._referenceName = self._reference.GetName()
         self.request = worker.predict(model, images, options, progress, self._received)
@@ -71,6 +72,8 @@ class Segmentation:
                 self.nodes = addResultToScene(
                     request.result, self._scene, self._reference, self._title
                 )
+                there = {k: n for k, n in self._inputs.items() if self._scene.IsNodePresent(n)}
+                rememberInputs(self.nodes.segmentation, there)
             except Exception as error:
                 # Whoever waits hears of it in any case.
                 self.error = error

@@ -92,6 +92,28 @@ def test_overlapping_windows_and_mirrors_of_slices_are_averaged(shipped_model, t
     np.testing.assert_allclose(result.probabilities["MS lesion"][2][:, 0], expected, atol=1e-4)
 
 
+def test_the_spread_over_the_mirrors_of_slices_is_their_deviation(shipped_model, thick, tmp_path):
+    network = ("unet", {"in_channels": 2, "width": 4})
+    folder, built = flat_model(shipped_model, tmp_path, network)
+    result = Predictor(folder, device="cpu").predict(
+        thick, mirror=True, attention=False, uncertainty=True
+    )
+    spread, _entropy = result.attention
+    prepared = prepare(folder.description, thick)
+    x = torch.from_numpy(np.pad(prepared.tensor[:, 2], ((0, 0), (0, 0), (0, 4))))[None]
+    with torch.no_grad():
+        answers = [
+            torch.softmax(built(x.flip(axes) if axes else x), 1).flip(axes or ())[0, 1]
+            for axes in ([], [2], [3], [2, 3])
+        ]
+    expected = torch.stack(answers).std(dim=0, correction=0)[:, :60].numpy()
+    inside = (prepared.tensor[:, 2] != 0).any(axis=0) & (spread.values[2] < 1)
+    assert inside.sum() > 100
+    np.testing.assert_allclose(
+        (spread.values[2] * spread.scale)[inside], expected[inside], atol=2e-4
+    )
+
+
 def test_neighbours_are_the_slices_beside_with_the_outermost_repeated():
     volume = np.arange(2 * 4).reshape(2, 4, 1, 1).astype(np.float32)
     stacked = with_neighbours(volume, 1)[:, :, 0, 0]

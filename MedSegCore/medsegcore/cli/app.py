@@ -58,6 +58,9 @@ def _add_predict(app: typer.Typer, console: Console) -> None:
             bool, typer.Option("--mirror", help="Average over 8 mirrorings: 8 times slower.")
         ] = False,
         attention: Annotated[bool, typer.Option(help="Also give the attention maps.")] = True,
+        uncertainty: Annotated[
+            bool, typer.Option("--uncertainty", help="Also map how sure the model is.")
+        ] = False,
         threshold: Threshold = None,
         min_lesion_ml: Annotated[
             float, typer.Option(help="Drop lesions smaller than this, in ml.")
@@ -82,7 +85,7 @@ def _add_predict(app: typer.Typer, console: Console) -> None:
             console, model, input_files(context.args), out, overwrite,
             {"device": device, "precision": precision},
             {
-                "mirror": mirror, "attention": attention,
+                "mirror": mirror, "attention": attention, "uncertainty": uncertainty,
                 "thresholds": thresholds(threshold or []), "min_lesion_ml": min_lesion_ml,
                 "region": region_option(region),
             },

@@ -76,13 +76,18 @@ class CorrelationAttention:
 
     kind = "correlation"
 
-    def map_at(self, ras: np.ndarray) -> Image:
-        """The map for the position nearest to a point in RAS mm, as an image of one slice."""
+    def index_at(self, ras: np.ndarray) -> tuple[int, int, int]:
+        """(k, r, c) of the position nearest to a point in RAS mm."""
         c, r, k = (np.linalg.inv(self.affine) @ [*ras, 1.0])[:3]
-        at = [
+        k, r, c = (
             int(np.clip(np.rint(x), 0, n - 1))
             for x, n in zip((k, r, c), self.maps.shape, strict=False)
-        ]
+        )
+        return k, r, c
+
+    def map_at(self, ras: np.ndarray) -> Image:
+        """The map for the position nearest to a point in RAS mm, as an image of one slice."""
+        at = self.index_at(ras)
         affine = self.affine.copy()
         affine[:3, 3] += at[0] * affine[:3, 2]
         scale = np.array(self.maps.shape[1:3]) / np.array(self.maps.shape[3:])
@@ -90,7 +95,7 @@ class CorrelationAttention:
             # The other image may have another number of positions over the same field of view.
             affine[:3, 3] += affine[:3, :2] @ ((scale[::-1] - 1) / 2)
             affine[:3, :2] *= scale[::-1]
-        return Image(self.maps[tuple(at)][None].astype(np.float32), affine, self.title)
+        return Image(self.maps[at][None].astype(np.float32), affine, self.title)
 
 
 Attention = SpatialAttention | SliceAttention | CorrelationAttention

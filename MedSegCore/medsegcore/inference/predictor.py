@@ -27,6 +27,7 @@ from medsegcore.inference.lesions import find_lesions, label_voxels
 from medsegcore.inference.preprocess import Prepared, check_keys, prepare, with_neighbours
 from medsegcore.inference.result import Result, check_thresholds
 from medsegcore.inference.tiling import Tiling, plan_tiles, smaller_tile, tile_weights
+from medsegcore.inference.uncertainty import SPREAD, entropy_map
 from medsegcore.models import AttentionSpec, ModelFolder, ModelStore
 
 Progress = Callable[[str, int, int, float | None], None]
@@ -80,6 +81,7 @@ class Predictor:
         *,
         mirror: bool = False,
         attention: bool = True,
+        uncertainty: bool = False,
         thresholds: Mapping[str, float] | None = None,
         min_lesion_ml: float = 0.0,
         region: Region | None = None,
@@ -93,6 +95,8 @@ class Predictor:
             mirror: average over the eight mirrorings of each tile (eight times the time), or over
                 the four of each slice.
             attention: also give the network's attention maps.
+            uncertainty: also give, as spatial maps beside the attention, the entropy of the
+                answer and, when `mirror` is on, the standard deviation over the mirrorings.
             thresholds: by label name, 0..1; the model's own where none is given.
             min_lesion_ml: smaller connected components are dropped.
             region: a box to work in; the answer is 0 outside of it.
@@ -115,10 +119,15 @@ class Predictor:
         clock.begin("prepare", 1)
         prepared = prepare(self.description, images, region)
         clock.step()
-        probabilities, collected = self._tiles(prepared, mirror, attention, clock)
+        specs = list(self.description.attention) if attention else []
+        if uncertainty and mirror:
+            specs.append(SPREAD)
+        probabilities, collected = self._tiles(prepared, mirror, specs, clock)
         clock.begin("restore", len(self.description.labels) + len(collected.spatial))
         restored = self._restore(probabilities, prepared, clock)
-        maps = self._attention(collected, prepared, clock)
+        maps = self._attention(specs, collected, prepared, clock)
+        if uncertainty:
+            maps.append(entropy_map(restored))
         clock.begin("measure", 1)
         inputs = {
             key: resample(image, prepared.reference).array for key, image in prepared.raw.items()
@@ -146,13 +155,13 @@ class Predictor:
         )  # fmt: skip
 
     def _tiles(
-        self, prepared: Prepared, mirror: bool, attention: bool, clock: "_Clock"
+        self, prepared: Prepared, mirror: bool, specs: list[AttentionSpec], clock: "_Clock"
     ) -> tuple[np.ndarray, "_Collected"]:
         """Run all tiles, with smaller ones when memory runs out."""
         tile: tuple[int, int, int] | None = self.description.grid.tile
         while tile is not None:
             try:
-                return self._run(prepared, tile, mirror, attention, clock)
+                return self._run(prepared, tile, mirror, specs, clock)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -170,7 +179,7 @@ class Predictor:
         prepared: Prepared,
         tile: tuple[int, int, int],
         mirror: bool,
-        attention: bool,
+        specs: list[AttentionSpec],
         clock: "_Clock",
     ) -> tuple[np.ndarray, "_Collected"]:
         """Class probabilities [class, k, j, i] on the model grid, and the attention."""
@@ -181,7 +190,7 @@ class Predictor:
         volume = np.pad(prepared.tensor, [(0, 0), *((0, n) for n in missing)])
         if grid.neighbours:
             volume = with_neighbours(volume, grid.neighbours)
-        collected = _Collected(self.description.attention if attention else [], tiling)
+        collected = _Collected(specs, tiling)
         weights = tile_weights(tiling.tile, grid)
         weight_sum = np.zeros(tiling.padded, np.float32)
         total: np.ndarray | None = None
@@ -189,7 +198,7 @@ class Predictor:
         clock.begin("segment", len(tiling.starts) * len(flips))
         for start, box in zip(tiling.starts, tiling.boxes(), strict=True):
             x = self._tensor(volume[(slice(None), *box)])
-            answer, maps = self._one_tile(x, flips, attention, clock)
+            answer, maps = self._one_tile(x, flips, specs, clock)
             if total is None:
                 total = np.zeros((answer.shape[0], *tiling.padded), np.float32)
             total[(slice(None), *box)] += answer * weights
@@ -208,10 +217,12 @@ class Predictor:
         return x.contiguous(memory_format=self.layout)
 
     def _one_tile(
-        self, x: Tensor, flips: list[tuple[int, ...]], attention: bool, clock: "_Clock"
+        self, x: Tensor, flips: list[tuple[int, ...]], specs: list[AttentionSpec], clock: "_Clock"
     ) -> tuple[np.ndarray, dict[str, Tensor]]:
-        """Probabilities [class, k, j, i] of a tile, and the attention of its plain view."""
+        """Probabilities [class, k, j, i] of a tile, and the maps that `specs` ask for."""
+        attention = any(spec is not SPREAD for spec in specs)
         mean: Tensor | None = None
+        views: list[Tensor] = []
         maps: dict[str, Tensor] = {}
         for axes in flips:
             clock.check()
@@ -226,6 +237,8 @@ class Predictor:
             probability = torch.softmax(logits.float(), dim=1)
             probability = probability.flip(axes) if axes else probability
             mean = probability if mean is None else mean + probability
+            if SPREAD in specs:
+                views.append(self._foreground(probability))
             clock.step()
         assert mean is not None
         highest = max(label.value for label in self.description.labels)
@@ -235,8 +248,15 @@ class Predictor:
                 "Labels count from 1 and the background is class 0.",
             )
         mean = mean / len(flips)
+        if views:
+            maps = {**maps, SPREAD.key: torch.stack(views).std(dim=0, correction=0)}
         mean = mean.transpose(0, 1) if self.description.grid.flat else mean[0]
         return mean.cpu().numpy(), maps
+
+    def _foreground(self, probability: Tensor) -> Tensor:
+        """Of any label: [B, class, ...] to [B, 1, ...]."""
+        values = [label.value for label in self.description.labels]
+        return probability[:, values].sum(dim=1, keepdim=True)
 
     def _restore(
         self, probabilities: np.ndarray, prepared: Prepared, clock: "_Clock"
@@ -253,12 +273,16 @@ class Predictor:
         return restored
 
     def _attention(
-        self, collected: "_Collected", prepared: Prepared, clock: "_Clock"
+        self,
+        specs: list[AttentionSpec],
+        collected: "_Collected",
+        prepared: Prepared,
+        clock: "_Clock",
     ) -> list[Attention]:
         maps: list[Attention] = []
         # Padding and air are nothing that the network looked at.
         inside = (prepared.tensor != 0).any(axis=0)
-        for spec in self.description.attention:
+        for spec in specs:
             if spec.key in collected.slices:
                 summed = collected.slices[spec.key]
                 maps.append(summed.result(spec.key, spec.title, prepared.grid))

@@ -1,0 +1,272 @@
+"""Maps laid over the slice views, and the views given back as they were.
+
+What the views showed before stands in their own nodes: it comes back also after the scene was
+saved and loaded while a map was shown.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import slicer
+
+from medsegcore.errors import MissingInputError, SettingError
+
+from .Colors import CLEAR_BELOW
+from .NodeNames import KEY, KIND, TITLE
+from .Observing import Observers, onSceneClose
+from .ResultToScene import findRuns
+
+# In a slice view's composite node: what is shown over it, and what was there before.
+SHOWN = "MedSeg.Overlay"
+BEFORE = "MedSeg.Before"
+OPACITY = "MedSeg.BeforeOpacity"
+COMPOSITING = "MedSeg.BeforeCompositing"
+# In a legend's node: whether it was made here, or its visibility before.
+LEGEND = "MedSeg.LegendBefore"
+MADE = "made"
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """One map of a run that can be chosen.
+
+    Attributes:
+        key: as the model declares it.
+        title: for the user.
+        kind: "spatial", "slice" or "correlation".
+        node: volume node, or table node of a "slice" map.
+    """
+
+    key: str
+    title: str
+    kind: str
+    node: Any
+
+
+def attentionMaps(scene, run: str) -> list[AttentionMap]:
+    """The maps of a run, uncertainty among them, in the order in which they were added."""
+    return [
+        AttentionMap(
+            node.GetAttribute(KEY),
+            node.GetAttribute(TITLE) or node.GetName(),
+            node.GetAttribute(KIND) or "spatial",
+            node,
+        )
+        for node in findRuns(scene).get(run, {}).get("attention", [])
+    ]
+
+
+class AttentionDisplay:
+    """One map over all slice views, with a color legend; `off` gives the views back.
+
+    Args:
+        scene: MRML scene.
+    """
+
+    def __init__(self, scene) -> None:
+        self.scene = scene
+        self._observers = Observers()
+        if self.shown is not None:
+            self._observe()
+
+    @property
+    def shown(self):
+        """The volume node that is laid over the views; None when none is."""
+        for composite in self._composites():
+            node = composite.GetNodeReference(SHOWN)
+            if node is not None:
+                return node
+        return None
+
+    def show(self, volumeNode, opacity: float = 0.6) -> None:
+        """Lay a volume over every slice view, views that come later included.
+
+        Args:
+            volumeNode: a map, e.g. `AttentionMap.node`, or a probability.
+            opacity: 0..1.
+
+        Raises:
+            MissingInputError: it is no volume with voxels in the scene.
+            SettingError: an opacity out of range.
+        """
+        _checkOpacity(opacity)
+        if (
+            volumeNode is None
+            or volumeNode.GetScene() is not self.scene
+            or not volumeNode.IsA("vtkMRMLScalarVolumeNode")
+            or volumeNode.GetDisplayNode() is None
+        ):
+            raise MissingInputError(
+                "The map is not in the scene any more.", "Choose another one, or run again."
+            )
+        if self.shown is not None and self.shown is not volumeNode:
+            self._legendOff(self.shown)
+        for composite in self._composites():
+            self._layOver(composite, volumeNode, opacity)
+        self._legendOn(volumeNode)
+        self._observe()
+
+    def setOpacity(self, opacity: float) -> None:
+        """0..1 in every view that shows the map."""
+        _checkOpacity(opacity)
+        for composite in self._ours():
+            composite.SetForegroundOpacity(opacity)
+
+    def setWindow(self, low: float, high: float) -> None:
+        """Values (0..1) of the first and the last color; below `low` the map is clear.
+
+        Raises:
+            SettingError: `low` is not below `high`.
+        """
+        if not low < high:
+            raise SettingError(
+                f"The window from {low:g} to {high:g} is empty.", "Give a higher upper end."
+            )
+        if self.shown is not None:
+            display = self.shown.GetDisplayNode()
+            display.SetAutoWindowLevel(0)
+            display.SetWindowLevelMinMax(low, high)
+            display.SetAutoThreshold(0)
+            display.SetThreshold(max(CLEAR_BELOW, low), max(1.0, high))
+
+    def off(self) -> None:
+        """Every view as it was, and no legend of ours; harmless when nothing is shown.
+
+        A view in which the user has chosen another foreground meanwhile keeps it.
+        """
+        self._observers.clear()
+        shown = self.shown
+        for composite in self._composites():
+            if composite.GetNodeReferenceID(SHOWN) is None:
+                continue
+            if composite.GetForegroundVolumeID() == composite.GetNodeReferenceID(SHOWN):
+                with _fieldOfViewKept(composite):
+                    composite.SetForegroundVolumeID(composite.GetNodeReferenceID(BEFORE))
+                    composite.SetForegroundOpacity(float(composite.GetAttribute(OPACITY) or 0))
+                    composite.SetCompositing(int(composite.GetAttribute(COMPOSITING) or 0))
+            for role in (SHOWN, BEFORE):
+                composite.RemoveNodeReferenceIDs(role)
+            for name in (OPACITY, COMPOSITING):
+                composite.RemoveAttribute(name)
+        if shown is not None:
+            self._legendOff(shown)
+
+    def close(self) -> None:
+        """Observe nothing any more; a map that is shown stays, for the next one to take over."""
+        self._observers.clear()
+
+    def _composites(self) -> list:
+        return list(slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", self.scene))
+
+    def _ours(self) -> list:
+        """The views that still show what was laid over them."""
+        return [
+            node
+            for node in self._composites()
+            if node.GetNodeReferenceID(SHOWN) is not None
+            and node.GetForegroundVolumeID() == node.GetNodeReferenceID(SHOWN)
+        ]
+
+    def _layOver(self, composite, volumeNode, opacity: float) -> None:
+        if composite.GetNodeReferenceID(SHOWN) is None:
+            if composite.GetForegroundVolumeID():
+                composite.SetNodeReferenceID(BEFORE, composite.GetForegroundVolumeID())
+            composite.SetAttribute(OPACITY, repr(composite.GetForegroundOpacity()))
+            composite.SetAttribute(COMPOSITING, str(composite.GetCompositing()))
+        composite.SetNodeReferenceID(SHOWN, volumeNode.GetID())
+        with _fieldOfViewKept(composite):
+            composite.SetForegroundVolumeID(volumeNode.GetID())
+            composite.SetForegroundOpacity(opacity)
+            composite.SetCompositing(slicer.vtkMRMLSliceCompositeNode.Alpha)
+
+    def _legendOn(self, volumeNode) -> None:
+        logic = slicer.vtkSlicerColorLogic
+        legend = logic.GetColorLegendDisplayNode(volumeNode)
+        if legend is None:
+            legend = logic.AddDefaultColorLegendDisplayNode(volumeNode)
+            legend.SetAttribute(LEGEND, MADE)
+            legend.SetTitleText(volumeNode.GetAttribute(TITLE) or volumeNode.GetName())
+            legend.SetLabelFormat("%.2f")
+            legend.SetNumberOfLabels(5)
+        elif legend.GetAttribute(LEGEND) is None:
+            legend.SetAttribute(LEGEND, str(legend.GetVisibility()))
+        # The 3D view shows no map, so its legend would explain nothing.
+        if legend.GetAttribute(LEGEND) == MADE:
+            legend.RemoveAllViewNodeIDs()
+            for node in slicer.util.getNodesByClass("vtkMRMLSliceNode", self.scene):
+                legend.AddViewNodeID(node.GetID())
+        legend.SetVisibility(1)
+
+    def _legendOff(self, volumeNode) -> None:
+        legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(volumeNode)
+        before = legend.GetAttribute(LEGEND) if legend is not None else None
+        if before == MADE:
+            self.scene.RemoveNode(legend)
+        elif before is not None:
+            legend.SetVisibility(int(before))
+            legend.RemoveAttribute(LEGEND)
+
+    def _observe(self) -> None:
+        if len(self._observers):
+            return
+        onSceneClose(self._observers, self.scene, self.off)
+        # A layout with further views adds their nodes.
+        self._observers.add(self.scene, slicer.vtkMRMLScene.NodeAddedEvent, self._nodeAdded)
+        self._observers.add(self.scene, slicer.vtkMRMLScene.NodeRemovedEvent, self._nodeRemoved)
+
+    def _nodeAdded(self, *_args) -> None:
+        shown, ours = self.shown, self._ours()
+        fresh = [n for n in self._composites() if n.GetNodeReferenceID(SHOWN) is None]
+        if shown is None or not ours or not fresh:
+            return
+        for composite in fresh:
+            self._layOver(composite, shown, ours[0].GetForegroundOpacity())
+        self._legendOn(shown)
+
+    def _nodeRemoved(self, *_args) -> None:
+        """The map itself was deleted: the views get back what they had."""
+        if self.shown is None:
+            for composite in self._composites():
+                # The scene has emptied the foreground of a deleted volume already.
+                if composite.GetAttribute(OPACITY) and not composite.GetForegroundVolumeID():
+                    before = composite.GetNodeReference(BEFORE)
+                    composite.SetNodeReferenceID(SHOWN, None)
+                    composite.SetForegroundVolumeID(before.GetID() if before else None)
+                    composite.SetForegroundOpacity(float(composite.GetAttribute(OPACITY)))
+                    composite.SetCompositing(int(composite.GetAttribute(COMPOSITING) or 0))
+                    composite.RemoveNodeReferenceIDs(BEFORE)
+                    composite.RemoveAttribute(OPACITY)
+                    composite.RemoveAttribute(COMPOSITING)
+            self.off()
+
+
+def _checkOpacity(opacity: float) -> None:
+    if not 0 <= opacity <= 1:
+        raise SettingError(f"The opacity is {opacity:g}.", "Give a value from 0 to 1.")
+
+
+@contextlib.contextmanager
+def _fieldOfViewKept(composite) -> Iterator[None]:
+    """Views may fit themselves to a new foreground; the user's zoom and place stay."""
+    node = next(
+        (
+            n
+            for n in slicer.util.getNodesByClass("vtkMRMLSliceNode", composite.GetScene())
+            if n.GetLayoutName() == composite.GetLayoutName()
+        ),
+        None,
+    )
+    if node is None:
+        yield
+        return
+    fieldOfView, origin = node.GetFieldOfView(), node.GetXYZOrigin()
+    place = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS())
+    yield
+    if node.GetFieldOfView() != fieldOfView or node.GetXYZOrigin() != origin:
+        node.SetFieldOfView(*fieldOfView)
+        node.SetXYZOrigin(*origin)
+    if (slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS()) != place).any():
+        node.GetSliceToRAS().DeepCopy(place.ravel())
+        node.UpdateMatrices()

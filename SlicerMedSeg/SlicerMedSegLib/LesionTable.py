@@ -1,0 +1,341 @@
+"""The lesions of a run as they are now: measured, sorted, kept or dropped, exported."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+
+from medsegcore.errors import SettingError
+from medsegcore.files import write_file
+from medsegcore.imaging import Grid, resample
+from medsegcore.inference.lesions import Lesion, longest_diameter_mm
+from medsegcore.inference.result import lesion_columns, lesion_row
+
+from .Lattice import boundingBox
+from .Observing import Observers, onSceneClose
+from .ResultToScene import findRuns, inputNodes
+from .RunSegments import RunSegments
+from .SceneConversion import imageFromVolumeNode
+from .SegmentRule import components
+from .Translation import _
+
+# Nearer than this to the middle plane (mm), a lesion is on no side.
+MIDLINE_MM = 5.0
+# Nearer than this part of the tissue's half extent, it is neither in front nor behind.
+MIDDLE_PART = 0.15
+
+
+@dataclass(frozen=True)
+class LesionRow:
+    """One lesion of the table.
+
+    Attributes:
+        lesion: its measures.
+        place: side in words, seen from the middle of the imaged tissue, e.g. "left, anterior".
+        kept: whether it is in the segment.
+        voxels: flat indices, ascending, on the grid of the `RunSegments`.
+    """
+
+    lesion: Lesion
+    place: str
+    kept: bool
+    voxels: np.ndarray
+
+
+class LesionTable:
+    """The lesions of a run's segments, also of those that the user edited.
+
+    Args:
+        segments: of the run.
+        inputs: {input key: volume node} whose means are wanted; those that the run remembers when
+            None.
+
+    Attributes:
+        tableNode: the run's table in the scene, kept in step; None when the user removed it.
+    """
+
+    def __init__(self, segments: RunSegments, inputs: Mapping[str, Any] | None = None) -> None:
+        self.segments = segments
+        self.inputs = dict(inputNodes(segments.segmentation) if inputs is None else inputs)
+        self.tableNode = next(
+            iter(findRuns(segments.scene).get(segments.run, {}).get("lesions", [])), None
+        )
+        self._measured: dict[tuple, Lesion] = {}
+        self._arrays: dict[str, tuple] = {}
+        self._rows: list[LesionRow] = []
+        self._middle: tuple[np.ndarray, np.ndarray] | None = None
+        self._observers = Observers()
+        self.update()
+
+    # What is there
+
+    def update(self) -> list[LesionRow]:
+        """Measure what changed, and bring the scene's table up to date; by falling volume."""
+        arrays = self._inputArrays()
+        rows, measured = [], {}
+        for label in self.segments.labels:
+            found = [(voxels, True) for voxels in self._components(label)]
+            found += [(voxels, False) for voxels in self.segments.dropped(label)]
+            for voxels, kept in found:
+                key = (label, voxels.size, voxels.tobytes())
+                lesion = self._measured.get(key) or self._measure(label, voxels, arrays)
+                measured[key] = lesion
+                rows.append(LesionRow(lesion, self._place(lesion, arrays), kept, voxels))
+        self._measured = measured
+        rows.sort(key=lambda row: -row.lesion.volume_ml)
+        self._rows = [
+            replace(row, lesion=replace(row.lesion, number=n)) for n, row in enumerate(rows, 1)
+        ]
+        self._fillNode()
+        return list(self._rows)
+
+    def rows(
+        self, sortBy: str = "volume_ml", descending: bool = True,
+        minVolumeMl: float = 0.0, minProbability: float = 0.0,
+    ) -> list[LesionRow]:  # fmt: skip
+        """The lesions as last measured.
+
+        Args:
+            sortBy: "kept", "place", "label", or a column of `lesion_columns`.
+            descending: the highest first.
+            minVolumeMl: only those at or above it, ml.
+            minProbability: only those whose mean probability is at or above it, 0..1.
+
+        Raises:
+            SettingError: there is no such column.
+        """
+        if self._rows and sortBy not in self.columns():
+            raise SettingError(
+                f"There is no column '{sortBy}' to sort by.", f"Columns: {self.columns()}."
+            )
+        shown = [
+            row
+            for row in self._rows
+            if row.lesion.volume_ml >= minVolumeMl and row.lesion.mean_probability >= minProbability
+        ]
+        column = self.columns().index(sortBy) if shown else 0
+        return sorted(
+            shown, key=lambda row: _sortable(self._cells(row)[column]), reverse=descending
+        )
+
+    def totals(self) -> tuple[int, float]:
+        """How many lesions are kept, and their volume together in ml."""
+        kept = [row.lesion.volume_ml for row in self._rows if row.kept]
+        return len(kept), float(sum(kept))
+
+    def columns(self) -> list[str]:
+        """Names of the columns; units stand in them."""
+        return [*lesion_columns(list(self.inputs)), "place", "kept"]
+
+    # What the user does
+
+    def setKept(self, rows: Sequence[LesionRow], kept: bool) -> None:
+        """Put lesions back into the segment, or take them out: one step of undo for all."""
+        wanted = [row for row in rows if row.kept != kept]
+        if not wanted:
+            return
+        self.segments.begin()
+        try:
+            for label in dict.fromkeys(row.lesion.label for row in wanted):
+                self._keepOf(label, [r.voxels for r in wanted if r.lesion.label == label], kept)
+        finally:
+            self.segments.finish()
+        self.update()
+
+    def _keepOf(self, label: str, lesions: list[np.ndarray], kept: bool) -> None:
+        records = self.segments.dropped(label)
+        if kept:
+            known = {voxels.tobytes() for voxels in lesions}
+            records = [r for r in records if r.tobytes() not in known]
+        else:
+            records += lesions
+        nothing = np.zeros(0, np.int64)
+        if not self.segments.edited(label):
+            self.segments.recut(label, dropped=records)
+            if kept:
+                return
+            # What an edited neighbour cut off is no component of the probabilities.
+            flat = self.segments.mask(label).reshape(-1)
+            lesions = [voxels for voxels in lesions if flat[voxels].any()]
+        if lesions:
+            voxels = np.unique(np.concatenate(lesions))
+            gained, lost = (voxels, nothing) if kept else (nothing, voxels)
+            self.segments.change(label, gained, lost, records)
+
+    def jumpTo(self, row: LesionRow) -> None:
+        """Centre all slice views and turn the 3D views' cameras to a lesion."""
+        jumpViews(self.segments.scene, row.lesion.center_ras)
+
+    def text(self, rows: Sequence[LesionRow] | None = None) -> str:
+        """Rows (all when None) as tab-separated text for the clipboard, then the totals."""
+        count, volume = self.totals()
+        end = _("{count} lesions kept").format(count=count)
+        return self._written(rows, "\t") + f"\n{end}\t{volume:.3f} ml\n"
+
+    def saveCsv(self, path: str | Path, rows: Sequence[LesionRow] | None = None) -> None:
+        """Write rows (all when None) as CSV; the file appears as a whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_file(Path(path), self._written(rows, ","))
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever a segment changes, until `close`; then `update` is due."""
+        seen = [self.segments.fingerprint()]
+
+        def modified(*_args) -> None:
+            # Undo tells of the segment alone; so do colors, names and our own tags.
+            now = self.segments.fingerprint()
+            if now != seen[0]:
+                seen[0] = now
+                changed()
+
+        for event in (
+            slicer.vtkSegmentation.SourceRepresentationModified,
+            slicer.vtkSegmentation.SegmentModified,
+            slicer.vtkSegmentation.SegmentRemoved,
+        ):
+            self._observers.add(self.segments.segmentation, event, modified)
+        onSceneClose(self._observers, self.segments.scene, self.close)
+
+    def close(self) -> None:
+        """Observe nothing any more; harmless when repeated."""
+        self._observers.clear()
+
+    # How it is measured
+
+    def _components(self, label: str) -> list[np.ndarray]:
+        mask = self.segments.mask(label)
+        box = boundingBox(mask)
+        if box is None:
+            return []
+        inside = mask[box]
+        numbers = components(inside)[inside]
+        voxels = np.flatnonzero(mask.reshape(-1))
+        # Sorted by number, each component's voxels in a row and ascending.
+        order = np.argsort(numbers, kind="stable")
+        ends = np.cumsum(np.bincount(numbers)[1:])
+        return np.split(voxels[order], ends[:-1])
+
+    def _measure(self, label: str, voxels: np.ndarray, arrays: dict) -> Lesion:
+        grid = self.segments.worldGrid
+        kji = np.stack(np.unravel_index(voxels, grid.shape), axis=1)
+        low = kji.min(axis=0)
+        mask = np.zeros(kji.max(axis=0) - low + 1, bool)
+        mask[tuple((kji - low).T)] = True
+        probability = self.segments.probabilities[label].reshape(-1)[voxels]
+        r, a, s = (float(x) for x in grid.to_ras(kji[:, ::-1].mean(axis=0)))
+        return Lesion(
+            number=0,
+            label=label,
+            volume_ml=voxels.size * grid.voxel_volume_ml,
+            longest_diameter_mm=longest_diameter_mm(mask, grid),
+            mean_probability=float(probability.mean()),
+            max_probability=float(probability.max()),
+            center_ras=(r, a, s),
+            inputs={k: float(array.reshape(-1)[voxels].mean()) for k, array in arrays.items()},
+        )
+
+    def _inputArrays(self) -> dict[str, np.ndarray]:
+        """The inputs on the grid, read anew only when their voxels changed."""
+        for key, node in list(self.inputs.items()):
+            if node is None or node.GetScene() is None or node.GetImageData() is None:
+                del self.inputs[key]
+                self._measured.clear()
+                continue
+            stamp = (node.GetID(), node.GetImageData().GetMTime())
+            if self._arrays.get(key, (None,))[0] != stamp:
+                array = resample(imageFromVolumeNode(node), self.segments.worldGrid).array
+                self._arrays[key] = (stamp, array)
+                self._measured.clear()
+                self._middle = None
+        return {key: self._arrays[key][1] for key in self.inputs}
+
+    def _place(self, lesion: Lesion, arrays: Mapping[str, np.ndarray]) -> str:
+        if self._middle is None:
+            self._middle = tissueMiddle(self.segments.worldGrid, next(iter(arrays.values()), None))
+        return placeInWords(np.array(lesion.center_ras), *self._middle)
+
+    # How it is written
+
+    def _cells(self, row: LesionRow) -> list[str]:
+        kept = _("yes") if row.kept else _("no")
+        return [*lesion_row(row.lesion, list(self.inputs)), row.place, kept]
+
+    def _written(self, rows: Sequence[LesionRow] | None, delimiter: str) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(self.columns())
+        writer.writerows(self._cells(row) for row in (self._rows if rows is None else rows))
+        return text.getvalue()
+
+    def _fillNode(self) -> None:
+        node = self.tableNode
+        if node is None or node.GetScene() is None:
+            return
+        cells = [self._cells(row) for row in self._rows]
+        table = vtk.vtkTable()
+        for n, name in enumerate(self.columns()):
+            array: Any = vtk.vtkDoubleArray()
+            if name in ("label", "place", "kept"):
+                array = vtk.vtkStringArray()
+            elif name == "number":
+                array = vtk.vtkIntArray()
+            array.SetName(name)
+            for row in cells:
+                text = array.IsA("vtkStringArray")
+                array.InsertNextValue(
+                    row[n] if text else int(row[n]) if name == "number" else float(row[n])
+                )
+            table.AddColumn(array)
+        node.SetAndObserveTable(table)
+
+
+def _sortable(cell: str) -> tuple[float, str]:
+    try:
+        return float(cell), ""
+    except ValueError:
+        return 0.0, cell
+
+
+def jumpViews(scene, ras: Sequence[float]) -> None:
+    """Centre all slice views at a point (RAS, mm), and move the 3D cameras so that it is in the
+    middle, seen from where they look now."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode", scene):
+        node.JumpSliceByCentering(*ras)
+    for node in slicer.util.getNodesByClass("vtkMRMLCameraNode", scene):
+        shift = np.array(ras) - node.GetFocalPoint()
+        node.SetPosition(*(np.array(node.GetPosition()) + shift))
+        node.SetFocalPoint(*ras)
+
+
+def tissueMiddle(grid: Grid, array: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Middle (RAS, mm) and half extent along R, A, S (mm) of what is brighter than the mean."""
+    middle, half = (np.array(grid.shape[::-1]) - 1) / 2, np.array(grid.shape[::-1]) / 2
+    if array is not None:
+        inside = array > array.mean()
+        for axis in range(3):
+            line = inside.sum(axis=tuple(n for n in range(3) if n != axis)).cumsum()
+            if line[-1]:
+                low, high = np.searchsorted(line, [0.02 * line[-1], 0.98 * line[-1]])
+                middle[2 - axis], half[2 - axis] = (low + high) / 2, max((high - low) / 2, 1)
+    return grid.to_ras(middle), np.abs(grid.affine[:3, :3]) @ half
+
+
+def placeInWords(ras: np.ndarray, middle: np.ndarray, half: np.ndarray) -> str:
+    """The side of a point as seen from the middle, in words."""
+    r, a, s = ras - middle
+    side = _("midline") if abs(r) < MIDLINE_MM else _("right") if r > 0 else _("left")
+    words = [side]
+    if abs(a) >= MIDDLE_PART * half[1]:
+        words.append(_("anterior") if a > 0 else _("posterior"))
+    if abs(s) >= MIDDLE_PART * half[2]:
+        words.append(_("superior") if s > 0 else _("inferior"))
+    return ", ".join(words)

@@ -1,0 +1,343 @@
+"""The editable segments of a run: what made them, whether a user edited them, and their undo.
+
+Each segment carries tags that say how it came about: its label, threshold, smallest lesion, the
+lesions that were dropped, and a checksum of the voxels as they were last written here. The tags
+are saved with the segmentation, and Slicer's undo puts them back together with the voxels.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import slicer
+
+from medsegcore.errors import EditedSegmentError, MissingInputError, SettingError
+from medsegcore.imaging import Grid, Image, reorient
+
+from .Lattice import AxisMap, imageAffine, isEmpty, maskOnGrid
+from .NodeNames import KEY
+from .Observing import Observers, onSceneClose
+from .ResultToScene import findRuns
+from .SceneConversion import localAffine, parentToWorld
+from .SegmentRule import LOWEST, LabelRule, maskChecksum, packVoxels, unpackVoxels, winners
+from .SegmentTags import CHECKSUM, DROPPED, LABEL, MIN_ML, THRESHOLD, readTag
+from .Translation import _
+
+_BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+_SURFACE = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+
+
+class RunSegments:
+    """The segments of one run on the grid of its probabilities, whose axes run as RAS.
+
+    Args:
+        scene: MRML scene.
+        run: as `findRuns` names it.
+        saveState: called before a change that is to be undone in one step, e.g. the segment
+            editor widget's `saveStateForUndo`; a history of its own when None.
+
+    Attributes:
+        segmentation: the node that the user edits.
+        grid: of every array here, in the segmentation's local RAS.
+        worldGrid: the same in the world.
+        labels: names of the labels that have a segment, in its order.
+        probabilities: float32 [k, j, i] by label.
+        history: vtkSegmentationHistory, None when `saveState` was given.
+
+    Raises:
+        MissingInputError: the run, its segmentation or its probabilities are not in the scene.
+    """
+
+    def __init__(self, scene, run: str, saveState: Callable[[], object] | None = None) -> None:
+        nodes = findRuns(scene).get(run, {})
+        if not nodes.get("segmentation") or not nodes.get("probability"):
+            raise MissingInputError(
+                f"The scene has no segmentation with probabilities of '{run}'.",
+                "Run the model again.",
+            )
+        self.scene, self.run = scene, run
+        self.segmentation = nodes["segmentation"][0]
+        self._readProbabilities(nodes["probability"])
+        self.labels = [name for name in self._segmentIds() if name in self.probabilities]
+        self.history = None
+        if saveState is None:
+            self.history = slicer.vtkSegmentationHistory()
+            self.history.SetMaximumNumberOfStates(20)
+            self.history.SetSegmentation(self.segmentation.GetSegmentation())
+        self._saveState = saveState
+        self._rules = {
+            name: LabelRule(self.probabilities[name], self._tag(name, THRESHOLD, 0.5))
+            for name in self.labels
+        }
+        self._owner: np.ndarray | None = None
+        self._stamps: dict[str, tuple] = {}
+        self._masks: dict[str, np.ndarray | None] = {}
+        self._edited: dict[str, bool] = {}
+        self._inStep = False
+        self._hadSurface = False
+        self._observers = Observers()
+        onSceneClose(self._observers, scene, self.close)
+        self._sync()
+
+    def close(self) -> None:
+        """Let go of the scene; harmless when repeated."""
+        self._observers.clear()
+        if self.history is not None:
+            self.history.SetSegmentation(None)
+        self._stamps, self._masks = {}, {}
+
+    def _readProbabilities(self, nodes: list) -> None:
+        self.probabilities: dict[str, np.ndarray] = {}
+        for node in nodes:
+            image = Image(slicer.util.arrayFromVolume(node), localAffine(node))
+            turned = reorient(image, "RAS")
+            self.probabilities[node.GetAttribute(KEY)] = np.ascontiguousarray(turned.array).copy()
+            self.grid = turned.grid
+        self.worldGrid = Grid(self.grid.shape, parentToWorld(nodes[0]) @ self.grid.affine)
+
+    # What the tags say
+
+    def _segmentIds(self) -> dict[str, str]:
+        """{label: segment ID} of the segments that a run made and that are still there."""
+        segmentation = self.segmentation.GetSegmentation()
+        found: dict[str, str] = {}
+        for n in range(segmentation.GetNumberOfSegments()):
+            label = readTag(segmentation.GetNthSegment(n), LABEL)
+            if label:
+                found.setdefault(label, segmentation.GetNthSegmentID(n))
+        return found
+
+    def segmentId(self, label: str) -> str:
+        """ID of a label's segment.
+
+        Raises:
+            MissingInputError: the user removed it.
+        """
+        found = self._segmentIds().get(label)
+        if found is None or self.segmentation.GetScene() is None:
+            raise MissingInputError(
+                f"There is no segment of '{label}' any more.", "Undo, or run the model again."
+            )
+        return found
+
+    def _segment(self, label: str):
+        return self.segmentation.GetSegmentation().GetSegment(self.segmentId(label))
+
+    def _tag(self, label: str, name: str, default: float) -> float:
+        text = readTag(self._segment(label), name)
+        return float(text) if text else default
+
+    def threshold(self, label: str) -> float:
+        """The threshold at which a label's segment was cut last."""
+        return self._tag(label, THRESHOLD, 0.5)
+
+    def minLesionMl(self, label: str) -> float:
+        """Components below this volume (ml) are left out of a label's segment."""
+        return self._tag(label, MIN_ML, 0.0)
+
+    def dropped(self, label: str) -> list[np.ndarray]:
+        """The voxels (flat indices on the grid, ascending) of each lesion that was dropped."""
+        return unpackVoxels(readTag(self._segment(label), DROPPED))
+
+    def color(self, label: str) -> tuple[float, float, float]:
+        """RGB of a label's segment, 0..1."""
+        return self._segment(label).GetColor()
+
+    def edited(self, label: str) -> bool:
+        """Whether somebody else changed the voxels of a label's segment since it was cut."""
+        self._sync()
+        self.segmentId(label)
+        return self._edited[label]
+
+    def mask(self, label: str) -> np.ndarray:
+        """bool [k, j, i] on the grid: the label's segment as it is now; not to be written to.
+
+        Raises:
+            EditedSegmentError: it has another geometry than the run's volumes.
+        """
+        self._sync()
+        self.segmentId(label)
+        mask = self._masks[label]
+        if mask is None:
+            raise EditedSegmentError(
+                f"The segment of '{label}' has another geometry than the probabilities.",
+                "Undo that, or run the model again.",
+            )
+        return mask
+
+    def fingerprint(self) -> tuple:
+        """Differs whenever the voxels of a label's segment, or what was dropped, do."""
+        found = []
+        for label, segmentId in self._segmentIds().items():
+            segment = self.segmentation.GetSegmentation().GetSegment(segmentId)
+            image = segment.GetRepresentation(_BINARY)
+            stamp = (image.GetAddressAsString(""), image.GetMTime())
+            found.append((label, stamp, readTag(segment, DROPPED)))
+        return tuple(found)
+
+    def _sync(self) -> None:
+        """Read the segments that changed since; undo, edits and other panels do that."""
+        changed = False
+        for label, segmentId in self._segmentIds().items():
+            if label not in self._rules:
+                continue
+            segment = self.segmentation.GetSegmentation().GetSegment(segmentId)
+            image = segment.GetRepresentation(_BINARY)
+            written = readTag(segment, CHECKSUM)
+            stamp = (image.GetAddressAsString(""), image.GetMTime(), written)
+            if self._stamps.get(label) == stamp:
+                continue
+            mask = maskOnGrid(image, segment.GetLabelValue(), self.grid)
+            edited = mask is None or maskChecksum(mask) != written
+            # A neighbour on the same layer changes the image, not the segment.
+            known = self._stamps.get(label, (None, None, None))[2] == written
+            changed |= edited or not known or self._edited[label]
+            self._masks[label], self._edited[label] = mask, edited
+            self._stamps[label] = stamp
+        if changed:
+            self._owner = None
+
+    def _rebuild(self) -> np.ndarray:
+        """Which label each voxel goes to, and the components that stay, from the tags alone."""
+        if self._owner is None:
+            present = [name for name in self.labels if name in self._segmentIds()]
+            for name in present:
+                self._rules[name].threshold = self.threshold(name)
+                self._rules[name].setKept(
+                    self.minLesionMl(name), self.grid.voxel_volume_ml, self.dropped(name)
+                )
+            self._owner = winners([self._rules[name] for name in self.labels], None)
+            for n, name in enumerate(self.labels):
+                self._rules[name].filtered = self._rules[name].filter(self._owner, n + 1)
+        return self._owner
+
+    # Changes
+
+    def begin(self) -> None:
+        """The changes until `finish` are undone as one step."""
+        if self._inStep:
+            return
+        if self._saveState is not None:
+            self._saveState()
+        elif self.history is not None:
+            self.history.SaveState()
+        self._inStep = True
+        # Each change would make the surface anew, which takes longer than a frame may.
+        segmentation = self.segmentation.GetSegmentation()
+        self._hadSurface = segmentation.ContainsRepresentation(_SURFACE)
+        if self._hadSurface:
+            segmentation.RemoveRepresentation(_SURFACE)
+
+    def finish(self) -> None:
+        """End of the step that `begin` started; the surface in 3D follows now."""
+        if self._inStep and self._hadSurface:
+            self.segmentation.GetSegmentation().CreateRepresentation(_SURFACE)
+        self._inStep = self._hadSurface = False
+
+    def checkCut(self, label: str, threshold: float | None = None) -> None:
+        """Raise what `recut` would."""
+        if threshold is not None and not LOWEST <= threshold <= 1:
+            raise SettingError(
+                f"The threshold of '{label}' is {threshold:g}.", f"Give a value from {LOWEST} to 1."
+            )
+        if self.edited(label):
+            raise EditedSegmentError(
+                _("The segment of '{label}' was edited by hand and stays as it is.").format(
+                    label=label
+                ),
+                _("Undo the edits to go on with the threshold, or run the model again."),
+            )
+
+    def recut(self, label: str, threshold: float | None = None, dropped: list | None = None) -> int:
+        """Cut a label at another threshold, or with other lesions dropped.
+
+        Neighbours give and take only what lies between both cuts, and never when they were
+        edited.
+
+        Returns:
+            How many voxels of the label's segment changed.
+
+        Raises:
+            EditedSegmentError: the user edited the segment since; it stays as it is.
+            SettingError: the threshold is below what can be cut, or above 1.
+        """
+        self.checkCut(label, threshold)
+        owner = self._rebuild()
+        rule = self._rules[label]
+        voxels = rule.move(rule.threshold if threshold is None else threshold)
+        before = owner.reshape(-1)[voxels]
+        after = winners([self._rules[name] for name in self.labels], voxels)
+        owner.reshape(-1)[voxels] = after
+        if dropped is not None:
+            rule.setKept(self.minLesionMl(label), self.grid.voxel_volume_ml, dropped)
+        changes = {}
+        for n, name in enumerate(self.labels):
+            lost = voxels[(before == n + 1) & (after != n + 1)]
+            gained = voxels[(after == n + 1) & (before != n + 1)]
+            if name == label or lost.size or gained.size:
+                changes[name] = self._rules[name].refilter(owner, n + 1, lost, gained)
+        changes = {name: both for name, both in changes.items() if not self._edited.get(name, True)}
+        none = np.zeros(0, np.int64)
+        # Losses first: segments that share a layer would be parted when they met.
+        count = sum(
+            self._write(name, none, lost) * (name == label) for name, (lost, _g) in changes.items()
+        )
+        count += sum(
+            self._write(name, gained, none) * (name == label)
+            for name, (_l, gained) in changes.items()
+        )
+        segment = self._segment(label)
+        segment.SetTag(THRESHOLD, repr(float(rule.threshold)))
+        if dropped is not None:
+            segment.SetTag(DROPPED, packVoxels(dropped))
+        return count
+
+    def change(self, label: str, gained: np.ndarray, lost: np.ndarray, dropped: list) -> None:
+        """Add and remove voxels of a segment that the user edited; it stays an edited one."""
+        self.mask(label)
+        self._write(label, gained, lost, sign=False)
+        self._segment(label).SetTag(DROPPED, packVoxels(dropped))
+
+    def _write(self, label: str, gained: np.ndarray, lost: np.ndarray, sign: bool = True) -> int:
+        """Change these voxels (flat indices) in the scene's segment."""
+        mask = self._masks[label]
+        assert mask is not None
+        flat = mask.reshape(-1)
+        others = [m for name, m in self._masks.items() if name != label and self._edited[name]]
+        for other in others:
+            if other is not None:
+                gained = gained[~other.reshape(-1)[gained]]
+        gained, lost = gained[~flat[gained]], lost[flat[lost]]
+        segmentId = self.segmentId(label)
+        logic = slicer.vtkSlicerSegmentationsModuleLogic
+        if gained.size:
+            self._modify(segmentId, gained, logic.MODE_MERGE_MASK, 1)
+            flat[gained] = True
+        if lost.size:
+            self._modify(segmentId, lost, logic.MODE_MERGE_MIN, 0)
+            flat[lost] = False
+        segment = self._segment(label)
+        if sign:
+            segment.SetTag(CHECKSUM, maskChecksum(mask))
+        image = segment.GetRepresentation(_BINARY)
+        self._stamps[label] = (
+            image.GetAddressAsString(""), image.GetMTime(), readTag(segment, CHECKSUM)
+        )  # fmt: skip
+        return gained.size + lost.size
+
+    def _modify(self, segmentId: str, voxels: np.ndarray, mode: int, value: int) -> None:
+        """Set the voxels in the region around them, as the segment editor's effects do."""
+        kji = np.stack(np.unravel_index(voxels, self.grid.shape))
+        low, high = kji.min(axis=1), kji.max(axis=1) + 1
+        region = np.full(high - low, 1 - value, np.uint8)
+        region[tuple(kji - low[:, None])] = value
+        image = self.segmentation.GetSegmentation().GetSegment(segmentId).GetRepresentation(_BINARY)
+        axes = None if isEmpty(image) else AxisMap.between(imageAffine(image), self.grid)
+        if axes is None:
+            axes = AxisMap.between(self.grid.affine, self.grid)
+        assert axes is not None
+        modifier = axes.toImage(region, low[::-1])
+        # Taking away needs no layer of its own: the others' voxels stay as they are.
+        others = () if value else tuple(self.segmentation.GetSegmentation().GetSegmentIDs())
+        slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment(
+            modifier, self.segmentation, segmentId, mode, modifier.GetExtent(), False, others
+        )

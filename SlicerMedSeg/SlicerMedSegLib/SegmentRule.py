@@ -1,0 +1,176 @@
+"""How a label's voxels follow from its probabilities. Arrays alone, no scene."""
+
+import base64
+import hashlib
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from .Lattice import boundingBox
+
+# Below this the voxels are not sorted: whole volumes of air would be.
+LOWEST = 0.01
+
+
+class LabelRule:
+    """One label: its probabilities sorted, its threshold, and which components stay.
+
+    Args:
+        probability: float32 [k, j, i], C-contiguous, 0..1.
+        threshold: 0..1.
+    """
+
+    def __init__(self, probability: np.ndarray, threshold: float) -> None:
+        self.probability = probability
+        self.threshold = threshold
+        flat = probability.reshape(-1)
+        above = np.flatnonzero(flat >= min(LOWEST, threshold))
+        order = np.argsort(-flat[above], kind="stable")
+        self._voxels = above[order]
+        # Negative, so that they rise and can be searched.
+        self._negative = -flat[self._voxels]
+        kji = np.stack(np.unravel_index(self._voxels, probability.shape)).astype(np.int32)
+        self._low = np.minimum.accumulate(kji, axis=1)
+        self._high = np.maximum.accumulate(kji, axis=1) + 1
+        self.filtered: np.ndarray | None = None
+        self._minMl, self._voxelMl = 0.0, 0.0
+        self._dropped: list[int] = []
+
+    def _count(self, threshold: float) -> int:
+        """How many voxels are at or above it, compared as float32 arrays are."""
+        limit = -np.float32(threshold)
+        return int(np.searchsorted(self._negative, limit, side="right"))
+
+    def move(self, threshold: float) -> np.ndarray:
+        """Set the threshold; the voxels (flat) between the old one and it."""
+        before, after = self._count(self.threshold), self._count(threshold)
+        self.threshold = threshold
+        return self._voxels[min(before, after) : max(before, after)]
+
+    def setKept(self, minMl: float, voxelMl: float, dropped: Sequence[np.ndarray]) -> None:
+        """Which components stay: not below `minMl`, and none whose highest voxel is that of a
+        dropped one."""
+        self._minMl, self._voxelMl = minMl, voxelMl
+        self._dropped = [self.peak(voxels) for voxels in dropped if voxels.size]
+
+    def peak(self, voxels: np.ndarray) -> int:
+        """Flat index of the highest of these voxels (ascending), by which a lesion is known."""
+        return int(voxels[self.probability.reshape(-1)[voxels].argmax()])
+
+    @property
+    def filters(self) -> bool:
+        """Whether components can be left out at all."""
+        return self._minMl > 0 or bool(self._dropped)
+
+    def filter(self, owner: np.ndarray, value: int) -> np.ndarray | None:
+        """The voxels (flat, ascending) of the label in `owner` whose components stay; None when
+        all do."""
+        if not self.filters:
+            return None
+        count = self._count(self.threshold)
+        if count == 0:
+            return np.zeros(0, np.int64)
+        box = tuple(
+            slice(int(a), int(b))
+            for a, b in zip(self._low[:, count - 1], self._high[:, count - 1], strict=True)
+        )
+        numbers = components(owner[box] == value)
+        sizes = np.bincount(numbers.reshape(-1))
+        keep = sizes * self._voxelMl >= self._minMl
+        keep[0] = False
+        for peak in self._dropped:
+            at = np.array(np.unravel_index(peak, owner.shape)) - [s.start for s in box]
+            if (at < 0).any() or (at >= numbers.shape).any() or not numbers[tuple(at)]:
+                continue
+            number = numbers[tuple(at)]
+            if self.peak(flatOf(numbers == number, box, owner.shape)) == peak:
+                keep[number] = False
+        return flatOf(keep[numbers], box, owner.shape)
+
+    def refilter(
+        self, owner: np.ndarray, value: int, lost: np.ndarray, gained: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the label loses and gains once components are left out, given that in `owner`."""
+        before, after = self.filtered, self.filter(owner, value)
+        self.filtered = after
+        if before is None and after is None:
+            return lost, gained
+        if before is None or after is None:
+            everything = np.flatnonzero(owner.reshape(-1) == value)
+            if before is None:
+                before = np.union1d(np.setdiff1d(everything, gained), lost)
+            if after is None:
+                after = everything
+        return (
+            np.setdiff1d(before, after, assume_unique=True),
+            np.setdiff1d(after, before, assume_unique=True),
+        )
+
+
+def winners(rules: Sequence[LabelRule], voxels: np.ndarray | None) -> np.ndarray:
+    """uint8: number (from 1) of the label with the highest probability among those at their
+    threshold, of these voxels (flat) or, as [k, j, i], of all."""
+    shape = rules[0].probability.shape
+    best = np.zeros(shape if voxels is None else voxels.shape, np.float32)
+    owner = np.zeros(best.shape, np.uint8)
+    for n, rule in enumerate(rules):
+        values = rule.probability if voxels is None else rule.probability.reshape(-1)[voxels]
+        wins = (values >= rule.threshold) & (values > best)
+        owner[wins] = n + 1
+        best[wins] = values[wins]
+    return owner
+
+
+def components(mask: np.ndarray) -> np.ndarray:
+    """int32 [k, j, i]: number of the connected component (26-neighbourhood), 0 outside."""
+    import SimpleITK as sitk
+
+    labeled = sitk.ConnectedComponent(
+        sitk.GetImageFromArray(np.ascontiguousarray(mask, np.uint8)), True
+    )
+    return sitk.GetArrayFromImage(labeled).astype(np.int32)
+
+
+def flatOf(mask: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Flat indices, ascending, in an array of `shape` of what is True in a box of it."""
+    kji = np.argwhere(mask) + [s.start for s in box]
+    return np.ravel_multi_index(tuple(kji.T), shape)
+
+
+def maskChecksum(mask: np.ndarray) -> str:
+    """SHA-256 of which voxels of a grid are True."""
+    box = boundingBox(mask)
+    digest = hashlib.sha256()
+    if box is not None:
+        digest.update(repr([(s.start, s.stop) for s in box]).encode())
+        digest.update(np.packbits(mask[box]).tobytes())
+    return digest.hexdigest()
+
+
+def packVoxels(lesions: Sequence[np.ndarray]) -> str:
+    """Lists of flat indices (ascending) as text without separators of Slicer's tags."""
+    if not lesions:
+        return ""
+    parts = []
+    for voxels in lesions:
+        breaks = np.flatnonzero(np.diff(voxels) != 1) + 1
+        starts = voxels[np.r_[0, breaks]]
+        lengths = np.diff(np.r_[0, breaks, voxels.size])
+        parts.append(np.r_[starts.size, np.stack([starts, lengths], axis=1).ravel()])
+    content = np.concatenate(parts).astype("<i8").tobytes()
+    return base64.b64encode(zlib.compress(content, 9)).decode("ascii")
+
+
+def unpackVoxels(text: str) -> list[np.ndarray]:
+    """What `packVoxels` packed."""
+    if not text:
+        return []
+    numbers = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8")
+    lesions, at = [], 0
+    while at < numbers.size:
+        count = int(numbers[at])
+        runs = numbers[at + 1 : at + 1 + 2 * count].reshape(-1, 2)
+        lesions.append(np.concatenate([np.arange(a, a + n) for a, n in runs]))
+        at += 1 + 2 * count
+    return lesions

@@ -1,0 +1,15 @@
+"""The tags by which a segment tells how it came about."""
+
+import vtk
+
+LABEL = "MedSeg.Label"
+THRESHOLD = "MedSeg.Threshold"
+MIN_ML = "MedSeg.MinLesionMl"
+DROPPED = "MedSeg.Dropped"
+CHECKSUM = "MedSeg.Checksum"
+
+
+def readTag(segment, name: str) -> str:
+    """The tag's text; empty when there is none."""
+    text = vtk.reference("")
+    return str(text) if segment.GetTag(name, text) else ""

@@ -1,0 +1,241 @@
+"""A segment follows its threshold, and nothing that a user did is lost."""
+
+import time
+
+import numpy as np
+import pytest
+import slicer
+from scipy import ndimage
+
+from medsegcore.errors import EditedSegmentError, MissingInputError, SettingError
+from medsegcore.imaging import Image, reorient
+from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
+from SlicerMedSegLib.LiveThreshold import LiveThreshold
+from SlicerMedSegLib.ResultToScene import addResultToScene
+from SlicerMedSegLib.RunSegments import RunSegments
+from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+LABEL = "MS lesion"
+
+
+@pytest.fixture
+def nodes(core, flair, rater_result):
+    return addResultToScene(rater_result, core.scene, flair, "run")
+
+
+@pytest.fixture
+def live(core, nodes):
+    return LiveThreshold(RunSegments(core.scene, "run"))
+
+
+def inScene(node, volume, segmentId="Segment_1"):
+    """The segment's voxels as Slicer gives them on a volume's grid."""
+    return slicer.util.arrayFromSegmentBinaryLabelmap(node, segmentId, volume) > 0
+
+
+def paint(node, volume, box, segmentId="Segment_1"):
+    """What a user's brush does."""
+    array = slicer.util.arrayFromSegmentBinaryLabelmap(node, segmentId, volume).copy()
+    array[box] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(array, node, segmentId, volume)
+
+
+def test_the_segment_is_what_the_predictor_gives_at_each_threshold(
+    live, nodes, flair, rater_result
+):
+    for value in (0.45, 0.2, 0.31, 0.8, 0.05, 0.99, 0.5):
+        live.setThreshold(LABEL, value)
+        expected = rater_result.relabel({LABEL: value}, 0.02).labelmap > 0
+        assert np.array_equal(inScene(nodes.segmentation, flair), expected), value
+        assert live.threshold(LABEL) == value
+    # That lesions below 0.02 ml stay out is part of it.
+    assert (rater_result.relabel({LABEL: 0.5}, 0.0).labelmap > 0).sum() > expected.sum()
+
+
+def test_a_step_takes_less_than_a_tenth_of_a_second(live):
+    live.setThreshold(LABEL, 0.5 - 1e-9)
+    spent = []
+    for value in np.linspace(0.49, 0.05, 12):
+        start = time.thread_time()
+        live.setThreshold(LABEL, float(value))
+        spent.append(time.thread_time() - start)
+    print(f"median {np.median(spent) * 1000:.0f} ms, slowest {max(spent) * 1000:.0f} ms")
+    assert np.median(spent) < 0.1
+
+
+def test_a_drag_is_one_step_of_undo_and_of_redo(live, nodes, flair):
+    before = inScene(nodes.segmentation, flair)
+    for value in (0.45, 0.4, 0.3):
+        live.setThreshold(LABEL, value)
+    live.finishDrag()
+    after = inScene(nodes.segmentation, flair)
+    for value in (0.6, 0.7):
+        live.setThreshold(LABEL, value)
+    live.finishDrag()
+    history = live.segments.history
+    assert history.RestorePreviousState()
+    assert np.array_equal(inScene(nodes.segmentation, flair), after)
+    assert (live.threshold(LABEL), live.edited(LABEL)) == (0.3, False)
+    assert history.RestorePreviousState()
+    assert np.array_equal(inScene(nodes.segmentation, flair), before)
+    assert live.threshold(LABEL) == 0.5
+    assert history.RestoreNextState()
+    assert np.array_equal(inScene(nodes.segmentation, flair), after)
+    live.setThreshold(LABEL, 0.5)
+    assert np.array_equal(inScene(nodes.segmentation, flair), before)
+
+
+def test_a_segment_that_the_user_edited_is_left_alone_until_that_is_undone(live, nodes, flair):
+    history = live.segments.history
+    history.SaveState()
+    paint(nodes.segmentation, flair, np.s_[5:9, 5:9, 5:9])
+    painted = inScene(nodes.segmentation, flair)
+    states = history.GetNumberOfStates()
+    assert live.edited(LABEL)
+    with pytest.raises(EditedSegmentError, match="edited by hand"):
+        live.setThreshold(LABEL, 0.3)
+    assert np.array_equal(inScene(nodes.segmentation, flair), painted)
+    assert history.GetNumberOfStates() == states
+    history.RestorePreviousState()
+    assert not live.edited(LABEL)
+    assert live.setThreshold(LABEL, 0.3) > 0
+
+
+def test_moving_a_segment_counts_as_an_edit(live, nodes):
+    shift = slicer.vtkMRMLLinearTransformNode()
+    nodes.segmentation.GetScene().AddNode(shift)
+    matrix = np.eye(4)
+    matrix[0, 3] = 7.0
+    shift.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    nodes.segmentation.SetAndObserveTransformNodeID(shift.GetID())
+    nodes.segmentation.HardenTransform()
+    assert live.edited(LABEL)
+
+
+def test_a_loaded_scene_goes_on_where_the_saved_one_was(
+    core, live, nodes, flair, rater_result, tmp_path
+):
+    live.setThreshold(LABEL, 0.35)
+    core.saveScene(tmp_path / "mine.mrb")
+    paint(nodes.segmentation, flair, np.s_[5:9, 5:9, 5:9])
+    core.saveScene(tmp_path / "edited.mrb")
+    with EmbeddedCore() as other:
+        other.loadScene(tmp_path / "mine.mrb")
+        again = LiveThreshold(RunSegments(other.scene, "run"))
+        assert (again.threshold(LABEL), again.edited(LABEL)) == (0.35, False)
+        again.setThreshold(LABEL, 0.6)
+        expected = rater_result.relabel({LABEL: 0.6}, 0.02)
+        turned = reorient(Image(expected.labelmap, expected.grid.affine), "RAS").array > 0
+        assert np.array_equal(again.segments.mask(LABEL), turned)
+        volume = other.scene.GetFirstNodeByName("FLAIR")
+        assert inScene(again.segments.segmentation, volume).sum() == turned.sum()
+    with EmbeddedCore() as other:
+        other.loadScene(tmp_path / "edited.mrb")
+        assert LiveThreshold(RunSegments(other.scene, "run")).edited(LABEL)
+
+
+@pytest.fixture
+def two(rater_probability, make_result, ms_images):
+    """Two labels that compete: the lesions, and what lies round them."""
+    wide = np.clip(ndimage.gaussian_filter(rater_probability, 3.0) * 1.2, 0, 0.9)
+    return make_result({"core": rater_probability, "rim": wide.astype(np.float32)}, ms_images)
+
+
+def test_neighbours_give_and_take_as_the_predictor_says(core, flair, two):
+    nodes = addResultToScene(two, core.scene, flair, "two")
+    live = LiveThreshold(RunSegments(core.scene, "two"))
+    thresholds = {}
+    for label, value in (("core", 0.7), ("rim", 0.3), ("core", 0.2), ("rim", 0.6), ("core", 0.9)):
+        thresholds[label] = value
+        live.setThreshold(label, value)
+        expected = two.relabel(thresholds).labelmap
+        for n in (1, 2):
+            found = inScene(nodes.segmentation, flair, f"Segment_{n}")
+            assert np.array_equal(found, expected == n), (label, value, n)
+
+
+def test_an_edited_neighbour_neither_loses_nor_is_overlapped(core, flair, two):
+    nodes = addResultToScene(two, core.scene, flair, "two")
+    live = LiveThreshold(RunSegments(core.scene, "two"))
+    paint(nodes.segmentation, flair, np.s_[40:44, 40:44, 40:44], "Segment_2")
+    rim = inScene(nodes.segmentation, flair, "Segment_2")
+    live.setThreshold("core", 0.05)
+    assert np.array_equal(inScene(nodes.segmentation, flair, "Segment_2"), rim)
+    assert not (inScene(nodes.segmentation, flair, "Segment_1") & rim).any()
+
+
+def test_segments_that_share_a_layer_keep_sharing_it(core, flair, two):
+    nodes = addResultToScene(two, core.scene, flair, "two")
+    nodes.segmentation.GetSegmentation().CollapseBinaryLabelmaps(False)
+    live = LiveThreshold(RunSegments(core.scene, "two"))
+    live.setThreshold("core", 0.2)
+    live.setThreshold("rim", 0.2)
+    expected = two.relabel({"core": 0.2, "rim": 0.2}).labelmap
+    for n in (1, 2):
+        found = inScene(nodes.segmentation, flair, f"Segment_{n}")
+        assert np.array_equal(found, expected == n)
+    assert nodes.segmentation.GetSegmentation().GetNumberOfLayers() == 1
+
+
+def test_the_surface_in_3d_follows_when_the_slider_is_let_go(live, nodes):
+    nodes.segmentation.CreateClosedSurfaceRepresentation()
+    segment = nodes.segmentation.GetSegmentation().GetSegment("Segment_1")
+    before = segment.GetRepresentation("Closed surface").GetNumberOfPoints()
+    live.setThreshold(LABEL, 0.8)
+    live.finishDrag()
+    assert 0 < segment.GetRepresentation("Closed surface").GetNumberOfPoints() < before
+
+
+@pytest.mark.parametrize("value", [0.0, -0.2, 1.5, float("nan")])
+def test_thresholds_out_of_range_are_refused(live, nodes, flair, value):
+    before = inScene(nodes.segmentation, flair)
+    with pytest.raises(SettingError, match="threshold of 'MS lesion'"):
+        live.setThreshold(LABEL, value)
+    assert np.array_equal(inScene(nodes.segmentation, flair), before)
+    assert live.segments.history.GetNumberOfStates() == 0
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "SAR", "PIL"])
+def test_flipped_and_permuted_axes_are_cut_the_same(
+    core, ms_images, rater_probability, make_result, orientation
+):
+    images = {"flair": reorient(ms_images["flair"], orientation)}
+    turned = reorient(Image(rater_probability, ms_images["flair"].affine), orientation)
+    volume = volumeNodeFromImage(images["flair"], "turned", core.scene)
+    result = make_result({LABEL: turned.array}, images, 0.02)
+    nodes = addResultToScene(result, core.scene, volume, "turned")
+    live = LiveThreshold(RunSegments(core.scene, "turned"))
+    assert not live.edited(LABEL)
+    for value in (0.3, 0.7):
+        live.setThreshold(LABEL, value)
+        expected = result.relabel({LABEL: value}, 0.02).labelmap > 0
+        assert np.array_equal(inScene(nodes.segmentation, volume), expected)
+
+
+def test_an_empty_segment_can_be_filled_again(core, flair, rater_probability, make_result):
+    result = make_result({LABEL: rater_probability * 0.9}, {"flair": imageOf(flair)})
+    nodes = addResultToScene(result, core.scene, flair, "pale")
+    live = LiveThreshold(RunSegments(core.scene, "pale"))
+    live.setThreshold(LABEL, 0.95)
+    assert live.segments.mask(LABEL).sum() == 0
+    live.setThreshold(LABEL, 0.4)
+    expected = result.relabel({LABEL: 0.4}).labelmap > 0
+    assert np.array_equal(inScene(nodes.segmentation, flair), expected)
+
+
+def imageOf(node):
+    from SlicerMedSegLib.SceneConversion import imageFromVolumeNode
+
+    return imageFromVolumeNode(node)
+
+
+def test_what_is_not_there_any_more_is_named(core, live, nodes):
+    with pytest.raises(MissingInputError, match="no segmentation with probabilities of 'other'"):
+        RunSegments(core.scene, "other")
+    nodes.segmentation.GetSegmentation().RemoveSegment("Segment_1")
+    with pytest.raises(MissingInputError, match="no segment of 'MS lesion'"):
+        live.setThreshold(LABEL, 0.3)
+    core.scene.Clear()
+    with pytest.raises(MissingInputError):
+        live.setThreshold(LABEL, 0.3)
+    assert live.segments.history.GetSegmentation() is None
