@@ -159,7 +159,7 @@ def overloads(function) -> tuple | None:
     return tuple(found)
 
 
-def call(function, name: str, arguments, kwargs, target=None):
+def call(function, name: str, arguments, kwargs, target=None, virtual: bool = False):
     """Call a PySide function with arguments converted as PythonQt does.
 
     Raises:
@@ -168,9 +168,13 @@ def call(function, name: str, arguments, kwargs, target=None):
     if kwargs:
         raise ValueError(f"{name}() does not support kwargs")
     known = overloads(function)
-    before = () if target is None else (target,)
+    before = () if target is None or virtual else (target,)
+    if virtual:
+        invoked = getattr(target, name if name != "exec_" else "exec")
+    else:
+        invoked = function
     if known is None:
-        return function(*before, *(unwrap(value) for value in arguments))
+        return invoked(*before, *(unwrap(value) for value in arguments))
     best = MISFIT
     for annotations, needed in known:
         if not needed <= len(arguments) <= len(annotations):
@@ -183,7 +187,7 @@ def call(function, name: str, arguments, kwargs, target=None):
         wanted = " or ".join(f"{name}({_declared(types_)})" for types_, _ in known)
         raise ValueError(f"Called {wanted} with wrong arguments: {tuple(arguments)!r}")
     try:
-        return function(*before, *best[1])
+        return invoked(*before, *best[1])
     except TypeError as error:
         raise ValueError(
             f"Called {name} with wrong arguments: {tuple(arguments)!r}: {error}"

@@ -1,7 +1,7 @@
 """Stand-ins for the widgets of CTK: buttons that fold, sliders, paths, combo boxes with checks.
 
 Each declares as Qt properties, signals and slots what the original shows to Python. A name that the
-original lacks in Python, although its base class has it, is listed under `hidden`.
+original lacks in Python, although its base class has it, is listed under `notInPython`.
 """
 
 import types
@@ -22,7 +22,7 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
     """A header that shows and hides what lies below it."""
 
     contentsCollapsed = Signal(bool)
-    hidden = ("setCollapsed",)
+    notInPython = ("setCollapsed",)
 
     def __init__(self, *arguments) -> None:
         texts = [a for a in arguments if isinstance(a, str)]
@@ -246,7 +246,7 @@ class ctkPathLineEdit(QtWidgets.QWidget):
 
     currentPathChanged = Signal(str)
     validInputChanged = Signal(bool)
-    enums = {"Dirs": 1, "Drives": 4, "Files": 2, "Executable": 64, "Readable": 16, "Writable": 32}
+    pythonEnums = {"Dirs": 1, "Drives": 4, "Files": 2, "Executable": 64, "Readable": 16, "Writable": 32}
 
     def __init__(self, parent=None) -> None:
         super().__init__(parent)

@@ -238,6 +238,9 @@ class SlotFunction:
         held = self.wrapper._alive(f"call '{self.name}' on")
         if not self.generated:
             return wrap(self._callStandIn(held, arguments, kwargs))
+        if not type(self.wrapper)._isPython:
+            # The Qt object may be of a class that overrides it.
+            return wrap(call(self.function, self.name, arguments, kwargs, held, virtual=True))
         return wrap(call(self.function, self.name, arguments, kwargs, held))
 
     def _callStandIn(self, held, arguments, kwargs):
@@ -270,7 +273,8 @@ class MethodAttribute:
         self.name, self.function, self.generated, self.static = name, function, generated, static
 
     def __get__(self, wrapper, owner=None):
-        if self.static:
+        # Some are both: QFile.exists(name) and file.exists().
+        if self.static and wrapper is None:
             return self._callStatic
         return SlotFunction(self.function, self.name, wrapper, self.generated)
 
@@ -474,7 +478,7 @@ def _members(pysideClass: type) -> dict:
     for n in range(meta.propertyCount()):
         name = meta.property(n).name()
         namespace[name] = PropertyAttribute(name)
-    namespace["name"] = PropertyAttribute("name", "objectName")
+    namespace.setdefault("name", PropertyAttribute("name", "objectName"))
     namespace.update(_OBJECT_METHODS)
     return namespace
 
@@ -503,8 +507,8 @@ def _generatedMembers(generated: type) -> dict:
 
 def _standInMembers(standIn: type) -> dict:
     """Of the host's own classes only what is declared as a slot, and what they list as enums."""
-    namespace: dict = dict(standIn.__dict__.get("enums", {}))
-    for hidden in standIn.__dict__.get("hidden", ()):
+    namespace: dict = dict(standIn.__dict__.get("pythonEnums", {}))
+    for hidden in standIn.__dict__.get("notInPython", ()):
         namespace[hidden] = Hidden(hidden)
     for name, value in standIn.__dict__.items():
         if isinstance(value, FunctionType) and hasattr(value, "_slots"):

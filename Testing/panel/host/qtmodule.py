@@ -1,5 +1,6 @@
 """The module `qt`: every class of PySide6's essentials by PythonQt's conventions."""
 
+import re
 import shutil
 import tempfile
 import types
@@ -232,11 +233,19 @@ SPECIAL["QSettings"] = {"value": Fixed(_value), "setValue": Fixed(_setValue)}
 # ---- QUiLoader
 
 
+_POINTER = re.compile(rb"(?<=\()\s*vtk\w+\s*\*\s*(?=\)</(?:signal|slot)>)")
+
+
 def _load(wrapper, device, parent=None):
+    """Connections of VTK pointers in the file are those of Python objects here."""
     loader = wrapper.pysideObject()
     for cls in customWidgets.values():
         loader.registerCustomWidget(cls)
-    return wrap(loader.load(unwrap(device), unwrap(parent)))
+    text = _POINTER.sub(b"PyObject", bytes(unwrap(device).readAll().data()))
+    buffer = QtCore.QBuffer()
+    buffer.setData(text)
+    buffer.open(QtCore.QIODevice.OpenModeFlag.ReadOnly)
+    return wrap(loader.load(buffer, unwrap(parent)))
 
 
 SPECIAL["QUiLoader"] = {"load": Fixed(_load)}
