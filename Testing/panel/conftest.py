@@ -22,6 +22,25 @@ def host():
 
 
 @pytest.fixture
+def qt():
+    """Qt by PythonQt's conventions, without a scene; `recorded` is left to the test."""
+    from host import application, pythonqt, qt
+
+    application()
+    pythonqt.recorded.clear()
+    yield qt
+    pythonqt.recorded.clear()
+
+
+@pytest.fixture
+def recorded(qt):
+    """What was printed instead of raised."""
+    from host import pythonqt
+
+    return pythonqt.recorded
+
+
+@pytest.fixture
 def flair(host, ms_images):
     """The sample's FLAIR in the scene and in the slice views."""
     import slicer

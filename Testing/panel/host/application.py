@@ -94,7 +94,7 @@ class qSlicerMainWindow(QtWidgets.QMainWindow):
         self._panel.setFixedWidth(panelWidth)
         row.addWidget(self._panel)
         views = QtWidgets.QWidget()
-        views.setStyleSheet("background: #303030;")
+        views.setStyleSheet("background: #303030; color: #e0e0e0;")
         grid = QtWidgets.QGridLayout(views)
         grid.setContentsMargins(0, 0, 0, 0)
         grid.setSpacing(2)

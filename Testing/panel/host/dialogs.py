@@ -7,7 +7,7 @@ answer that no dialog asked for.
 from collections import deque
 from collections.abc import Callable
 
-from PySide6 import QtCore, QtWidgets
+from PySide6 import QtCore, QtTest, QtWidgets
 
 from .pythonqt import record, recordException, wrap
 
@@ -79,16 +79,25 @@ def runModal(dialog: QtWidgets.QDialog) -> int:
     guard.timeout.connect(lambda: _giveUp(dialog))
     guard.start(LONGEST_MS)
     QtCore.QTimer.singleShot(0, lambda: _answer(dialog, answer))
+    # Tests run outside of an event loop, so this one would be the first and delete what the
+    # application deletes only after the dialog: slicer.util calls deleteLater before exec.
+    QtCore.QCoreApplication.removePostedEvents(dialog, QtCore.QEvent.Type.DeferredDelete.value)
     try:
-        result = QtWidgets.QDialog.exec(dialog)
+        return QtWidgets.QDialog.exec(dialog)
     finally:
         guard.stop()
-    return result
+
+
+def _escape(dialog) -> None:
+    """The Escape key; a message box without a button for it has to go anyway."""
+    QtTest.QTest.keyClick(dialog, QtCore.Qt.Key.Key_Escape)
+    if dialog.isVisible():
+        dialog.reject()
 
 
 def _giveUp(dialog) -> None:
     record(f"The dialog '{dialog.windowTitle()}' was still open after {LONGEST_MS / 1000} s.")
-    dialog.reject()
+    _escape(dialog)
 
 
 def _answer(dialog, answer) -> None:
@@ -97,13 +106,13 @@ def _answer(dialog, answer) -> None:
             answer(wrap(dialog))
         except Exception:
             recordException()
-            dialog.reject()
+            _escape(dialog)
     elif isinstance(answer, str) and isinstance(dialog, QtWidgets.QMessageBox):
         labels = {button.text().replace("&", ""): button for button in dialog.buttons()}
         if answer in labels:
             labels[answer].click()
         else:
             record(f"The dialog '{dialog.text()}' has no button '{answer}', but {list(labels)}.")
-            dialog.reject()
+            _escape(dialog)
     else:
-        dialog.reject()
+        _escape(dialog)

@@ -7,11 +7,21 @@ import types
 from pathlib import Path
 
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
-from shiboken6 import Shiboken
 
 from . import dialogs
 from .conversion import unwrap
-from .pythonqt import SPECIAL, Fixed, Hidden, _Relay, _most, classFor, wrap
+from .pythonqt import (
+    SPECIAL,
+    Fixed,
+    Hidden,
+    PythonQtInstanceWrapper,
+    WrapperType,
+    _members,
+    _most,
+    _Relay,
+    classFor,
+    wrap,
+)
 
 PARTS = (QtCore, QtGui, QtWidgets, QtUiTools)
 # PySide has them; PythonQt does not, or the application has no such thing.
@@ -70,15 +80,11 @@ SPECIAL["QByteArray"] = {
 
 def _singleShot(milliseconds, callee) -> None:
     relay = _Relay(callee, -1 if hasattr(callee, "generated") else _most(callee))
-    QtCore.QTimer.singleShot(int(milliseconds), relay.__call__)
+    # A lambda, because PySide holds methods weakly.
+    QtCore.QTimer.singleShot(int(milliseconds), lambda: relay())
 
 
-def _callTimer(name: str, method):
-    method.__name__ = name
-    return method
-
-
-SPECIAL["QTimer"] = {"singleShot": Fixed(_callTimer("singleShot", _singleShot), static=True)}
+SPECIAL["QTimer"] = {"singleShot": Fixed(_singleShot, static=True)}
 
 
 def _startProcess(wrapper, *arguments) -> None:
@@ -250,18 +256,7 @@ def _load(wrapper, device, parent=None):
 
 SPECIAL["QUiLoader"] = {"load": Fixed(_load)}
 
-SPECIAL["QLayout"] = {}
-SPECIAL["QModelIndex"] = {"__hash__": lambda wrapper: hash((wrapper._object.row(), wrapper._object.column()))}
-
-
-def _alive(wrapper) -> bool:
-    return Shiboken.isValid(wrapper._object)
-
-
 qt = QtModule("qt", "Qt by PythonQt's conventions, on PySide6.")
-_generated = classFor(QtCore.QSettings)
-from .pythonqt import PythonQtInstanceWrapper, WrapperType, _members  # noqa: E402
-
 _settingsMembers = _members(QtCore.QSettings)
 _settingsMembers.update(SPECIAL["QSettings"])
 qt.QSettings = WrapperType(
