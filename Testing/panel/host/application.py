@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import slicer
 from PySide6 import QtCore, QtWidgets
 from PySide6.QtCore import Property, Signal, Slot
 
@@ -239,6 +238,3 @@ def application() -> qSlicerApplication:
     if not isinstance(existing, qSlicerApplication):
         raise RuntimeError("Another QApplication runs in this process already.")
     return existing
-
-
-assert hasattr(slicer, "vtkMRMLLayoutNode")

@@ -10,7 +10,6 @@ from pathlib import Path
 from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import Property, Signal, Slot
 
-from .conversion import enumClass
 from .pythonqt import classFor
 from .qtmodule import customWidgets, settingsFiles
 from .ranges import ctkDoubleRangeSlider, ctkRangeWidget
@@ -138,6 +137,7 @@ class ctkSliderWidget(QtWidgets.QWidget):
         self._slider.setObjectName("Slider")
         self._spin = QtWidgets.QDoubleSpinBox()
         self._spin.setObjectName("SpinBox")
+        self._spin.setKeyboardTracking(False)
         row.addWidget(self._slider, 1)
         row.addWidget(self._spin)
         self._minimum, self._maximum, self._value, self._step = 0.0, 99.0, 0.0, 1.0
@@ -430,5 +430,3 @@ ctk = CtkModule("ctk", "Stand-ins for CTK's widgets.")
 for _widget in WIDGETS:
     setattr(ctk, _widget.__name__, classFor(_widget))
     customWidgets[_widget.__name__] = _widget
-
-__all__ = ["WIDGETS", "ctk", "enumClass"]

@@ -1,6 +1,5 @@
 """Stand-ins for Slicer's other widgets that show nodes: a scene holder, segments, tables."""
 
-import slicer
 import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import Property, Signal, Slot
@@ -55,7 +54,6 @@ class qMRMLSegmentSelectorWidget(QtWidgets.QWidget):
         row.addWidget(self._nodes)
         row.addWidget(self._segments)
         self._none, self._segment, self._observers = False, "", Observers()
-        self.destroyed.connect(self._observers.clear)
         self._nodes.currentNodeChanged[object].connect(self._nodeChanged)
         self._segments.currentIndexChanged.connect(self._chosen)
 
@@ -141,7 +139,6 @@ class _TableModel(QtCore.QAbstractTableModel):
         super().__init__(parent)
         self.node = None
         self.observers = Observers()
-        parent.destroyed.connect(self.observers.clear)
 
     def show(self, node) -> None:
         self.observers.clear()
@@ -195,7 +192,7 @@ class qMRMLTableView(QtWidgets.QTableView):
 
     mrmlSceneChanged = Signal(object)
     vtkSignals = ("mrmlSceneChanged(vtkMRMLScene*)",)
-    # In C++ alone: its own selectionChanged is a signal without arguments there.
+
     def __init__(self, parent=None) -> None:
         super().__init__(parent)
         self._scene = None
@@ -239,6 +236,3 @@ for _widget in WIDGETS:
 def wrappers() -> dict[str, type]:
     """What `slicer` gets: its widget classes by name."""
     return {widget.__name__: classFor(widget) for widget in WIDGETS}
-
-
-assert hasattr(slicer, "vtkMRMLTableNode")

@@ -1,9 +1,11 @@
 """Stand-ins for Slicer's node selectors; they work on the real scene by its events."""
 
-import slicer
+import weakref
+
 import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import Property, Signal, Slot
+from shiboken6 import Shiboken
 
 CHECK_ROLE = QtCore.Qt.ItemDataRole.CheckStateRole
 ID_ROLE = QtCore.Qt.ItemDataRole.UserRole
@@ -22,19 +24,35 @@ def checkedNode(node, name: str, kind: str = "vtkMRMLNode"):
 
 
 class Observers:
-    """VTK observers that are let go of together, also when their objects outlive the widget."""
+    """VTK observers that are let go of together; they end with the object whose methods they are.
+
+    The callbacks are methods of Qt objects, which go without asking VTK.
+    """
 
     def __init__(self) -> None:
         self._tags: list = []
 
-    def add(self, target, events, callback) -> None:
+    def add(self, target, events, method, withNode: bool = False) -> None:
+        """Call `method(caller, event)`, or `method(node)` for events that carry a node."""
+        reference = weakref.WeakMethod(method)
+
+        def call(caller, event, *node) -> None:
+            alive = reference()
+            if alive is not None and Shiboken.isValid(alive.__self__):
+                alive(*node) if withNode else alive(caller, event)
+
+        if withNode:
+            call.CallDataType = vtk.VTK_OBJECT
         for event in events:
-            self._tags.append((target, target.AddObserver(event, callback)))
+            self._tags.append((target, target.AddObserver(event, call)))
 
     def clear(self) -> None:
         for target, tag in self._tags:
             target.RemoveObserver(tag)
         self._tags = []
+
+    def __del__(self) -> None:
+        self.clear()
 
 
 class SceneWatcher(QtCore.QObject):
@@ -47,8 +65,6 @@ class SceneWatcher(QtCore.QObject):
         super().__init__(parent)
         self.scene = None
         self._scene, self._nodes = Observers(), Observers()
-        parent.destroyed.connect(self._scene.clear)
-        parent.destroyed.connect(self._nodes.clear)
 
     def watch(self, scene) -> None:
         self._scene.clear()
@@ -56,7 +72,8 @@ class SceneWatcher(QtCore.QObject):
         if scene is not None:
             events = (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndBatchProcessEvent)
             self._scene.add(scene, events, self._sceneChanged)
-            self._scene.add(scene, (scene.NodeAboutToBeRemovedEvent,), self._removing())
+            removing = (scene.NodeAboutToBeRemovedEvent,)
+            self._scene.add(scene, removing, self._removing, withNode=True)
         self.changed.emit()
 
     def _sceneChanged(self, caller, event) -> None:
@@ -64,12 +81,8 @@ class SceneWatcher(QtCore.QObject):
         if not self.scene.IsBatchProcessing():
             self.changed.emit()
 
-    def _removing(self):
-        @vtk.calldata_type(vtk.VTK_OBJECT)
-        def removing(caller, event, node):
-            self.aboutToRemove.emit(node)
-
-        return removing
+    def _removing(self, node) -> None:
+        self.aboutToRemove.emit(node)
 
     def follow(self, nodes) -> None:
         """Notice when one of these nodes is renamed."""
@@ -348,7 +361,7 @@ class qMRMLColorTableComboBox(qMRMLNodeComboBox):
 
     def __init__(self, parent=None) -> None:
         super().__init__(parent)
-        self._types, self._hidden = ["vtkMRMLColorNode"], False
+        self._types, self._hidden = ["vtkMRMLColorNode"], True
         self._add = self._remove = self._rename = False
 
 
@@ -417,6 +430,3 @@ class qMRMLCheckableNodeComboBox(_NodeList):
 
 def _state(checked: bool):
     return QtCore.Qt.CheckState.Checked if checked else QtCore.Qt.CheckState.Unchecked
-
-
-assert hasattr(slicer, "vtkMRMLScene")

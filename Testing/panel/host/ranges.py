@@ -146,6 +146,8 @@ class ctkRangeWidget(_Range):
         self._second.setObjectName("MaximumSpinBox")
         self._slider = ctkDoubleRangeSlider()
         self._slider.setObjectName("Slider")
+        for spin in (self._first, self._second):
+            spin.setKeyboardTracking(False)
         for part, stretch in ((self._first, 0), (self._slider, 1), (self._second, 0)):
             row.addWidget(part, stretch)
         self._shown()

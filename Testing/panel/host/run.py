@@ -220,6 +220,7 @@ class Host:
         Raises:
             AssertionError: the user cannot reach it.
         """
+        self.wait(0)
         inner = unwrap(widget)
         name = f"{widget.className()} '{widget.objectName}'"
         if not inner.isVisible():

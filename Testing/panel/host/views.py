@@ -104,16 +104,22 @@ class qMRMLSliceView(QtWidgets.QWidget):
         QtGui.QPainter(self).drawImage(0, 0, self._picture)
 
     def _tell(self, event, name: str) -> None:
+        """Hand an event to the displayable manager that wants it most."""
         if self._view is None:
             return
-        keys, position = event.modifiers(), event.position()
-        interactor = self._view.interactor
-        interactor.SetEventInformationFlipY(
-            round(position.x()), round(position.y()),
-            int(bool(keys & QtCore.Qt.KeyboardModifier.ControlModifier)),
-            int(bool(keys & QtCore.Qt.KeyboardModifier.ShiftModifier)),
-        )  # fmt: skip
-        interactor.InvokeEvent(f"{name}Event")
+        held, position = event.modifiers(), event.position()
+        x, y = round(position.x()), self.height() - 1 - round(position.y())
+        data = slicer.vtkMRMLInteractionEventData()
+        data.SetType(vtk.vtkCommand.GetEventIdFromString(f"{name}Event"))
+        data.SetViewNode(self._view.node)
+        data.SetRenderer(self._view.renderer)
+        data.SetDisplayPosition([x, y])
+        ras = self._view.node.GetXYToRAS().MultiplyPoint((x, y, 0, 1))
+        data.SetWorldPosition(list(ras[:3]))
+        keys = QtCore.Qt.KeyboardModifier
+        flags = ((keys.ShiftModifier, 1), (keys.ControlModifier, 2), (keys.AltModifier, 4))
+        data.SetModifiers(sum(flag for key, flag in flags if held & key))
+        self._view.style.DelegateInteractionEventDataToDisplayableManagers(data)
 
     def mousePressEvent(self, event) -> None:
         self._tell(event, f"{_BUTTONS[event.button()]}Press")
