@@ -24,20 +24,20 @@ def host():
 @pytest.fixture
 def qt():
     """Qt by PythonQt's conventions, without a scene; `recorded` is left to the test."""
-    from host import application, pythonqt, qt
+    from host import application, qt, records
 
     application()
-    pythonqt.recorded.clear()
+    records.recorded.clear()
     yield qt
-    pythonqt.recorded.clear()
+    records.recorded.clear()
 
 
 @pytest.fixture
 def recorded(qt):
     """What was printed instead of raised."""
-    from host import pythonqt
+    from host import records
 
-    return pythonqt.recorded
+    return records.recorded
 
 
 @pytest.fixture

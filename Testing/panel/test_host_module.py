@@ -46,7 +46,7 @@ def test_children_of_the_ui_file_are_attributes(panel):
 
 def test_the_user_chooses_drags_and_applies(host, panel, flair, ms_images):
     ui = panel.ui
-    assert (ui.applyButton.enabled, ui.applyButton.toolTip) == (False, "Select a volume")
+    assert (ui.applyButton.enabled, ui.applyButton.toolTip) == (False, "<p>Select a volume</p>")
     with pytest.raises(AssertionError, match="not enabled"):
         host.click(ui.applyButton)
     host.choose(ui.volumeSelector, "FLAIR")
@@ -167,7 +167,6 @@ def test_what_is_missing_is_said_as_in_the_application(host):
 
 def test_slice_views_follow_layers_wheel_and_offset(host, flair):
     import slicer
-
     from host.conversion import unwrap
 
     manager = slicer.app.layoutManager()
@@ -205,7 +204,6 @@ def test_a_screenshot_shows_the_panel_beside_the_slices(host, panel, tmp_path):
 
 def test_nothing_of_the_host_stays_behind(ms_images):
     import slicer
-
     from host import Host
 
     with Host() as running:

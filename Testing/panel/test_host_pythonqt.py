@@ -67,7 +67,9 @@ def test_a_python_subclass_may_have_attributes_but_not_read_only_properties(qt):
     sub = Sub()
     assert sub.mine == 1
     for name in ("x", "y", "width", "height"):
-        with pytest.raises(AttributeError, match=f"Property '{name}' of Sub object is not writable"):
+        with pytest.raises(
+            AttributeError, match=f"Property '{name}' of Sub object is not writable"
+        ):
             setattr(sub, name, 1)
 
 
@@ -87,10 +89,9 @@ def test_virtual_methods_event_filters_and_signals_of_subclasses_work(qt):
             seen.append((watched, event.type()))
             return False
 
+    from host.conversion import unwrap
     from PySide6.QtCore import Qt
     from PySide6.QtTest import QTest
-
-    from host.conversion import unwrap
 
     seen, got = [], []
     sub, watcher = Sub(), Filter()

@@ -155,7 +155,9 @@ def selector(host):
 
 @pytest.fixture
 def add(host):
-    return lambda name, kind="vtkMRMLScalarVolumeNode": host.core.scene.AddNewNodeByClass(kind, name)
+    return lambda name, kind="vtkMRMLScalarVolumeNode": host.core.scene.AddNewNodeByClass(
+        kind, name
+    )
 
 
 def test_without_none_the_first_node_is_chosen_when_the_scene_is_set(host, selector, add):

@@ -7,8 +7,8 @@ from pathlib import Path
 from PySide6 import QtCore, QtWidgets
 from PySide6.QtCore import Property, Signal, Slot
 
-from .pythonqt import record
 from .qtmodule import QSettings
+from .records import record
 from .views import qSlicerLayoutManager
 
 

@@ -47,7 +47,9 @@ def unwrap(value):
     if isinstance(value, EnumValue):
         return int(value)
     if isinstance(value, list | tuple):
-        return type(value)(unwrap(item) for item in value) if type(value) in (list, tuple) else value
+        return (
+            type(value)(unwrap(item) for item in value) if type(value) in (list, tuple) else value
+        )
     return value
 
 
@@ -169,10 +171,7 @@ def call(function, name: str, arguments, kwargs, target=None, virtual: bool = Fa
         raise ValueError(f"{name}() does not support kwargs")
     known = overloads(function)
     before = () if target is None or virtual else (target,)
-    if virtual:
-        invoked = getattr(target, name if name != "exec_" else "exec")
-    else:
-        invoked = function
+    invoked = getattr(target, name.removesuffix("_")) if virtual else function
     if known is None:
         return invoked(*before, *(unwrap(value) for value in arguments))
     best = MISFIT

@@ -31,7 +31,9 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
         self.setCheckable(True)
         self.setChecked(True)
         self.setContentsMargins(0, HEADER_PX, 0, 0)
-        self.setSizePolicy(QtWidgets.QSizePolicy.Policy.Minimum, QtWidgets.QSizePolicy.Policy.Preferred)
+        self.setSizePolicy(
+            QtWidgets.QSizePolicy.Policy.Minimum, QtWidgets.QSizePolicy.Policy.Preferred
+        )
         self.toggled.connect(lambda checked: self._collapse(not checked))
 
     def _collapse(self, collapsed: bool) -> None:
@@ -66,7 +68,9 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
         inside = self.layout().sizeHint() if self.layout() and not self._collapsed else None
         width = self.fontMetrics().horizontalAdvance(self.text()) + 40
         if inside is None:
-            return QtCore.QSize(width, HEADER_PX + (self._collapsedHeight if self._collapsed else 0))
+            return QtCore.QSize(
+                width, HEADER_PX + (self._collapsedHeight if self._collapsed else 0)
+            )
         return inside.expandedTo(QtCore.QSize(width, HEADER_PX))
 
     def minimumSizeHint(self) -> QtCore.QSize:
@@ -82,7 +86,9 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
         option.rect = QtCore.QRect(4, 5, 11, 11)
         kind = arrow.PE_IndicatorArrowRight if self._collapsed else arrow.PE_IndicatorArrowDown
         self.style().drawPrimitive(kind, option, painter, self)
-        painter.drawText(header.adjusted(20, 0, 0, 0), QtCore.Qt.AlignmentFlag.AlignVCenter, self.text())
+        painter.drawText(
+            header.adjusted(20, 0, 0, 0), QtCore.Qt.AlignmentFlag.AlignVCenter, self.text()
+        )
 
     collapsed = Property(bool, lambda self: self._collapsed, _collapse)
 
@@ -230,8 +236,12 @@ class ctkSliderWidget(QtWidgets.QWidget):
     tracking = Property(bool, lambda self: self._tracking, _setTracking)
     tickInterval = Property(float, lambda self: self._tick, _setTick)
     decimals = Property(int, lambda self: self._spin.decimals(), setDecimals)
-    prefix = Property(str, lambda self: self._spin.prefix(), lambda self, v: self._spin.setPrefix(v))
-    suffix = Property(str, lambda self: self._spin.suffix(), lambda self, v: self._spin.setSuffix(v))
+    prefix = Property(
+        str, lambda self: self._spin.prefix(), lambda self, v: self._spin.setPrefix(v)
+    )
+    suffix = Property(
+        str, lambda self: self._spin.suffix(), lambda self, v: self._spin.setSuffix(v)
+    )
     spinBoxVisible = Property(bool, lambda self: not self._spin.isHidden(), setSpinBoxVisible)
 
 
@@ -246,7 +256,14 @@ class ctkPathLineEdit(QtWidgets.QWidget):
 
     currentPathChanged = Signal(str)
     validInputChanged = Signal(bool)
-    pythonEnums = {"Dirs": 1, "Drives": 4, "Files": 2, "Executable": 64, "Readable": 16, "Writable": 32}
+    pythonEnums = {
+        "Dirs": 1,
+        "Drives": 4,
+        "Files": 2,
+        "Executable": 64,
+        "Readable": 16,
+        "Writable": 32,
+    }
 
     def __init__(self, parent=None) -> None:
         super().__init__(parent)
@@ -270,7 +287,11 @@ class ctkPathLineEdit(QtWidgets.QWidget):
         if path == self._path:
             return
         self._path = path
-        valid = Path(path).is_dir() if self._filters & 1 and not self._filters & 2 else Path(path).exists()
+        valid = (
+            Path(path).is_dir()
+            if self._filters & 1 and not self._filters & 2
+            else Path(path).exists()
+        )
         if (valid and path != "") != self._valid:
             self._valid = not self._valid
             self.validInputChanged.emit(self._valid)
@@ -359,8 +380,12 @@ class ctkCheckableComboBox(QtWidgets.QComboBox):
         for row in range(first, last + 1):
             item = self.model().item(row)
             if item is not None:
-                item.setFlags(QtCore.Qt.ItemFlag.ItemIsUserCheckable | QtCore.Qt.ItemFlag.ItemIsEnabled)
-                item.setData(QtCore.Qt.CheckState.Unchecked.value, QtCore.Qt.ItemDataRole.CheckStateRole)
+                item.setFlags(
+                    QtCore.Qt.ItemFlag.ItemIsUserCheckable | QtCore.Qt.ItemFlag.ItemIsEnabled
+                )
+                item.setData(
+                    QtCore.Qt.CheckState.Unchecked.value, QtCore.Qt.ItemDataRole.CheckStateRole
+                )
 
     def _checksMayHaveChanged(self, *_) -> None:
         checks = [index.row() for index in self.checkedIndexes()]

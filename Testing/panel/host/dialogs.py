@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from PySide6 import QtCore, QtTest, QtWidgets
 
-from .pythonqt import record, recordException, wrap
+from .pythonqt import wrap
+from .records import record, recordException
 
 LONGEST_MS = 20_000
 

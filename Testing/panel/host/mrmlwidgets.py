@@ -61,9 +61,8 @@ class qMRMLSegmentSelectorWidget(QtWidgets.QWidget):
         self._observers.clear()
         if node is not None:
             segmentation = node.GetSegmentation()
-            events = (
-                segmentation.SegmentAdded, segmentation.SegmentRemoved, segmentation.SegmentModified,
-            )  # fmt: skip
+            kinds = ("SegmentAdded", "SegmentRemoved", "SegmentModified")
+            events = [getattr(segmentation, kind) for kind in kinds]
             self._observers.add(segmentation, events, self._refresh)
         self._refresh()
         self.currentNodeChanged.emit(node)
@@ -158,7 +157,9 @@ class _TableModel(QtCore.QAbstractTableModel):
         return 0 if self._table() is None or parent.isValid() else self._table().GetNumberOfRows()
 
     def columnCount(self, parent=QtCore.QModelIndex()) -> int:  # noqa: B008
-        return 0 if self._table() is None or parent.isValid() else self._table().GetNumberOfColumns()
+        return (
+            0 if self._table() is None or parent.isValid() else self._table().GetNumberOfColumns()
+        )
 
     def data(self, index, role=QtCore.Qt.ItemDataRole.DisplayRole):
         kinds = QtCore.Qt.ItemDataRole

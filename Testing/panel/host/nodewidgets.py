@@ -341,11 +341,17 @@ class qMRMLNodeComboBox(_NodeList):
 
     noneEnabled = Property(bool, lambda self: self._none, lambda self, v: self._set("_none", v))
     addEnabled = Property(bool, lambda self: self._add, lambda self, v: self._set("_add", v))
-    removeEnabled = Property(bool, lambda self: self._remove, lambda self, v: self._set("_remove", v))
+    removeEnabled = Property(
+        bool, lambda self: self._remove, lambda self, v: self._set("_remove", v)
+    )
     editEnabled = Property(bool, lambda self: self._edit, lambda self, v: self._set("_edit", v))
-    renameEnabled = Property(bool, lambda self: self._rename, lambda self, v: self._set("_rename", v))
+    renameEnabled = Property(
+        bool, lambda self: self._rename, lambda self, v: self._set("_rename", v)
+    )
     baseName = Property(str, lambda self: self._baseName, lambda self, v: self._set("_baseName", v))
-    noneDisplay = Property(str, lambda self: self._noneText, lambda self, v: self._set("_noneText", v))
+    noneDisplay = Property(
+        str, lambda self: self._noneText, lambda self, v: self._set("_noneText", v)
+    )
     selectNodeUponCreation = Property(
         bool, lambda self: self._select, lambda self, v: self._set("_select", v)
     )

@@ -35,7 +35,9 @@ class WithinRange(Validator):
 
     def validate(self, value) -> None:
         if not self.minimum <= value <= self.maximum:
-            raise ValueError(f"Value must be within range [{self.minimum}, {self.maximum}], is {value}")
+            raise ValueError(
+                f"Value must be within range [{self.minimum}, {self.maximum}], is {value}"
+            )
 
 
 @dataclasses.dataclass

@@ -17,11 +17,10 @@ from .pythonqt import (
     PythonQtInstanceWrapper,
     WrapperType,
     _members,
-    _most,
-    _Relay,
     classFor,
     wrap,
 )
+from .signals import Relay, mostArguments
 
 PARTS = (QtCore, QtGui, QtWidgets, QtUiTools)
 # PySide has them; PythonQt does not, or the application has no such thing.
@@ -79,7 +78,7 @@ SPECIAL["QByteArray"] = {
 
 
 def _singleShot(milliseconds, callee) -> None:
-    relay = _Relay(callee, -1 if hasattr(callee, "generated") else _most(callee))
+    relay = Relay(callee, -1 if hasattr(callee, "generated") else mostArguments(callee))
     # A lambda, because PySide holds methods weakly.
     QtCore.QTimer.singleShot(int(milliseconds), lambda: relay())
 

@@ -66,7 +66,9 @@ class _Range(QtWidgets.QWidget):
     minimumValue = Property(float, lambda self: self._least, setMinimumValue)
     maximumValue = Property(float, lambda self: self._most, setMaximumValue)
     singleStep = Property(float, lambda self: self._step, lambda self, v: self._set("_step", v))
-    tracking = Property(bool, lambda self: self._tracking, lambda self, v: self._set("_tracking", v))
+    tracking = Property(
+        bool, lambda self: self._tracking, lambda self, v: self._set("_tracking", v)
+    )
     symmetricMoves = Property(
         bool, lambda self: self._symmetric, lambda self, v: self._set("_symmetric", v)
     )
@@ -84,7 +86,9 @@ class ctkDoubleRangeSlider(_Range):
         self._dragged: str | None = None
         self._orientation = 1
         self.setMinimumHeight(18)
-        self.setSizePolicy(QtWidgets.QSizePolicy.Policy.Expanding, QtWidgets.QSizePolicy.Policy.Fixed)
+        self.setSizePolicy(
+            QtWidgets.QSizePolicy.Policy.Expanding, QtWidgets.QSizePolicy.Policy.Fixed
+        )
 
     def sizeHint(self) -> QtCore.QSize:
         return QtCore.QSize(120, 20)
@@ -100,7 +104,10 @@ class ctkDoubleRangeSlider(_Range):
 
     def mousePressEvent(self, event) -> None:
         x = event.position().x()
-        near = {"_least": abs(x - self._position(self._least)), "_most": abs(x - self._position(self._most))}
+        near = {
+            "_least": abs(x - self._position(self._least)),
+            "_most": abs(x - self._position(self._most)),
+        }
         self._dragged = min(near, key=near.get)
         if near["_least"] == near["_most"]:
             self._dragged = "_least" if x < self._position(self._least) else "_most"
@@ -131,7 +138,9 @@ class ctkDoubleRangeSlider(_Range):
 
     minimumPosition = Property(float, lambda self: self._least, _Range.setMinimumValue)
     maximumPosition = Property(float, lambda self: self._most, _Range.setMaximumValue)
-    orientation = Property(int, lambda self: self._orientation, lambda self, v: self._set("_orientation", v))
+    orientation = Property(
+        int, lambda self: self._orientation, lambda self, v: self._set("_orientation", v)
+    )
 
 
 class ctkRangeWidget(_Range):

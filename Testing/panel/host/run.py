@@ -13,7 +13,7 @@ from PySide6 import QtCore, QtGui, QtTest, QtWidgets
 
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
 
-from . import dialogs, parameternode, pythonqt, scripted
+from . import dialogs, parameternode, records, scripted
 from .application import application
 from .conversion import unwrap
 from .ctkwidgets import ctk
@@ -46,14 +46,14 @@ class Host:
     def __init__(self, panelWidth: int = 420, size: tuple[int, int] = (1280, 800)) -> None:
         self.qt, self.ctk = qt, ctk
         self.translated: set[str] = set()
-        self.errors = pythonqt.recorded
+        self.errors = records.recorded
         self._panelWidth, self._size = panelWidth, size
         self._modules: list[str] = []
 
     # -- begin and end
 
     def __enter__(self) -> "Host":
-        pythonqt.recorded.clear()
+        records.recorded.clear()
         self.dialogs = dialogs.reset()
         settingsFiles.clear()
         self._folder = Path(tempfile.mkdtemp(prefix="panel-host-"))
@@ -99,7 +99,7 @@ class Host:
         try:
             raise error.with_traceback(trace)
         except Exception:
-            pythonqt.recordException()
+            records.recordException()
 
     def _installModules(self) -> None:
         i18n = types.ModuleType("slicer.i18n")
@@ -180,8 +180,16 @@ class Host:
             self._application.processEvents()
             self._application.sendPostedEvents(None, QtCore.QEvent.Type.DeferredDelete.value)
             if time.monotonic() >= end:
+                self._wrapToolTips()
                 return
             time.sleep(0.002)
+
+    def _wrapToolTips(self) -> None:
+        """The application makes paragraphs of plain tooltips once events ran."""
+        for widget in self._application.allWidgets():
+            tip = widget.toolTip()
+            if tip and not QtCore.Qt.mightBeRichText(tip):
+                widget.setToolTip(f"<p>{tip}</p>")
 
     def waitUntil(self, condition, seconds: float = 10.0) -> None:
         """Let events run until a function returns true.
@@ -258,7 +266,9 @@ class Host:
         The value is reached as well as a pixel allows.
         """
         inner = unwrap(slider)
-        inner = inner if isinstance(inner, QtWidgets.QSlider) else inner.findChild(QtWidgets.QSlider)
+        inner = (
+            inner if isinstance(inner, QtWidgets.QSlider) else inner.findChild(QtWidgets.QSlider)
+        )
         parts = QtWidgets.QStyle.SubControl
         option = QtWidgets.QStyleOptionSlider()
         inner.initStyleOption(option)
@@ -296,7 +306,11 @@ class Host:
             AssertionError: it is not offered.
         """
         inner = self.reachable(widget)
-        box = inner if isinstance(inner, QtWidgets.QComboBox) else inner.findChild(QtWidgets.QComboBox)
+        box = (
+            inner
+            if isinstance(inner, QtWidgets.QComboBox)
+            else inner.findChild(QtWidgets.QComboBox)
+        )
         offered = [box.itemText(n) for n in range(box.count())]
         if text not in offered:
             raise AssertionError(f"'{text}' is not offered, but {offered}.")

@@ -9,8 +9,9 @@ import slicer
 from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtCore import Property, Signal, Slot
 
-from .pythonqt import recordException, wrap
+from .pythonqt import wrap
 from .qtmodule import qt
+from .records import recordException
 
 
 def _resource(path: str, name: str) -> str:
@@ -213,7 +214,7 @@ class qSlicerScriptedLoadableModuleWidget(QtWidgets.QWidget):
         QtWidgets.QVBoxLayout(self)
 
     def _build(self) -> None:
-        """Make the Python panel and set it up; its exceptions are printed, as in the application."""
+        """Make the Python panel and set it up; its exceptions are printed, as in Slicer."""
         name = self._module._name
         try:
             self._self = getattr(sys.modules[name], f"{name}Widget")(wrap(self))
