@@ -212,3 +212,10 @@ def test_nothing_of_the_host_stays_behind(ms_images):
     assert not {"qt", "ctk", "slicer.i18n", "HostExample"} & set(sys.modules)
     for name in ("app", "modules", "mrmlScene", "qMRMLWidget", "parameterNodeWrapper"):
         assert not hasattr(slicer, name)
+
+
+def test_the_extensions_own_module_loads(host):
+    path = Path(__file__).resolve().parents[2] / "SlicerMedSeg" / "SlicerMedSeg.py"
+    module = host.loadModule(path)
+    assert module.title == "MedSeg"
+    assert module.categories == ("Segmentation",)

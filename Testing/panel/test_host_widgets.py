@@ -301,3 +301,44 @@ def test_color_tables_are_offered(host):
     box.setMRMLScene(host.core.scene)
     names = {box.nodeFromIndex(n).GetName() for n in range(box.nodeCount())}
     assert "Grey" in names
+
+
+UI = """<?xml version="1.0" encoding="UTF-8"?>
+<ui version="4.0"><class>F</class><widget class="qMRMLWidget" name="F">
+<layout class="QVBoxLayout" name="l">
+<item><widget class="ctkDoubleRangeSlider" name="range">
+ <property name="orientation"><enum>Qt::Horizontal</enum></property>
+ <property name="maximum"><double>5.0</double></property></widget></item>
+<item><widget class="ctkPathLineEdit" name="path">
+ <property name="filters"><set>ctkPathLineEdit::Dirs|ctkPathLineEdit::Readable</set></property>
+</widget></item>
+<item><widget class="ctkCollapsibleGroupBox" name="group">
+ <property name="collapsed"><bool>true</bool></property>
+ <layout class="QVBoxLayout" name="l2"><item><widget class="QLabel" name="inside">
+  <property name="alignment"><set>Qt::AlignRight</set></property></widget></item></layout>
+</widget></item>
+</layout></widget></ui>"""
+
+
+def test_properties_of_a_ui_file_reach_the_stand_ins(host, tmp_path):
+    import slicer
+
+    (tmp_path / "f.ui").write_text(UI)
+    widget = slicer.util.loadUI(str(tmp_path / "f.ui"))
+    ui = slicer.util.childWidgetVariables(widget)
+    widget.show()
+    assert (ui.range.orientation, ui.range.maximum, ui.path.filters) == (1, 5.0, 17)
+    assert ui.inside.alignment & host.qt.Qt.AlignRight
+    assert (ui.group.collapsed, ui.inside.visible) == (True, False)
+    host.click(ui.group)
+    assert (ui.group.collapsed, ui.inside.visible) == (False, True)
+
+
+def test_a_ui_file_that_qt_cannot_read_right_is_recorded(host, tmp_path):
+    import slicer
+
+    wrong = UI.replace("Qt::AlignRight", "Qt::NoSuch")
+    (tmp_path / "f.ui").write_text(wrong)
+    slicer.util.loadUI(str(tmp_path / "f.ui"))
+    assert "NoSuch" in host.errors[0]
+    host.errors.clear()

@@ -17,6 +17,22 @@ from .ranges import ctkDoubleRangeSlider, ctkRangeWidget
 HEADER_PX = 22
 
 
+def _fold(child) -> None:
+    """Hide a child; one that was hidden on purpose stays so when it is unfolded."""
+    explicit = child.testAttribute(QtCore.Qt.WidgetAttribute.WA_WState_ExplicitShowHide)
+    child.setProperty("ctkFolded", not (child.isHidden() and explicit))
+    child.hide()
+
+
+def _unfold(child) -> None:
+    if child.property("ctkFolded"):
+        child.show()
+
+
+def _widgets(parent) -> list:
+    return [child for child in parent.children() if isinstance(child, QtWidgets.QWidget)]
+
+
 class ctkCollapsibleButton(QtWidgets.QAbstractButton):
     """A header that shows and hides what lies below it."""
 
@@ -41,25 +57,16 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
             return
         self._collapsed = collapsed
         self.setChecked(not collapsed)
-        for child in self.children():
-            if isinstance(child, QtWidgets.QWidget):
-                self._fold(child)
+        for child in _widgets(self):
+            _fold(child) if collapsed else _unfold(child)
         self.setMaximumHeight(HEADER_PX + self._collapsedHeight if collapsed else 16777215)
         self.updateGeometry()
         self.contentsCollapsed.emit(collapsed)
 
-    def _fold(self, child) -> None:
-        """Children that were hidden before stay hidden when it opens again."""
-        if self._collapsed:
-            child.setProperty("ctkFolded", not child.isHidden())
-            child.hide()
-        elif child.property("ctkFolded"):
-            child.show()
-
     def childEvent(self, event) -> None:
         super().childEvent(event)
         if self._collapsed and event.added() and isinstance(event.child(), QtWidgets.QWidget):
-            self._fold(event.child())
+            _fold(event.child())
 
     def hitButton(self, position) -> bool:
         return position.y() < HEADER_PX
@@ -114,14 +121,14 @@ class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
         self.toggled.connect(self._expand)
 
     def _expand(self, expanded: bool) -> None:
-        for child in self.children():
-            if isinstance(child, QtWidgets.QWidget):
-                if expanded:
-                    child.setVisible(bool(child.property("ctkFolded")))
-                else:
-                    child.setProperty("ctkFolded", not child.isHidden())
-                    child.hide()
+        for child in _widgets(self):
+            _unfold(child) if expanded else _fold(child)
         self.setMaximumHeight(16777215 if expanded else self._collapsedHeight + HEADER_PX)
+
+    def childEvent(self, event) -> None:
+        super().childEvent(event)
+        if event.added() and isinstance(event.child(), QtWidgets.QWidget) and not self.isChecked():
+            _fold(event.child())
 
     def _setCollapsed(self, collapsed: bool) -> None:
         self.setChecked(not collapsed)

@@ -18,6 +18,7 @@ from .pythonqt import (
     WrapperType,
     _members,
     classFor,
+    isGenerated,
     wrap,
 )
 from .signals import Relay, mostArguments
@@ -241,12 +242,41 @@ SPECIAL["QSettings"] = {"value": Fixed(_value), "setValue": Fixed(_setValue)}
 _POINTER = re.compile(rb"(?<=\()\s*vtk\w+\s*\*\s*(?=\)</(?:signal|slot)>)")
 
 
+_SET = re.compile(rb"<(set|enum)>((?:Qt|ctk\w+|qMRML\w+)::[^<]*)</\1>")
+_CUSTOM = re.compile(rb'<widget class="((?:ctk|qMRML)\w+)".*?(?=<widget |<layout |</widget>)', re.S)
+
+
+def _numbers(found: re.Match) -> bytes:
+    """The properties of a stand-in, with numbers for the names of enum values."""
+
+    def number(value: re.Match) -> bytes:
+        total = 0
+        for name in value[2].decode().split("|"):
+            scope, member = name.split("::")[0], name.split("::")[-1]
+            owner = QtCore.Qt if scope == "Qt" else customWidgets[scope].pythonEnums
+            flag = owner[member] if isinstance(owner, dict) else getattr(owner, member).value
+            total |= flag
+        return b"<number>%d</number>" % total
+
+    standIn = customWidgets.get(found[1].decode())
+    if standIn is None:
+        return found[0]
+    own = {name for c in standIn.__mro__ if not isGenerated(c) for name in vars(c)}
+    parts = re.split(rb"(<property .*?</property>)", found[0], flags=re.S)
+    for n, part in enumerate(parts):
+        name = re.match(rb'<property name="(\w+)"', part)
+        if name and name[1].decode() in own:
+            parts[n] = _SET.sub(number, part)
+    return b"".join(parts)
+
+
 def _load(wrapper, device, parent=None):
     """Connections of VTK pointers in the file are those of Python objects here."""
     loader = wrapper.pysideObject()
     for cls in customWidgets.values():
         loader.registerCustomWidget(cls)
     text = _POINTER.sub(b"PyObject", bytes(unwrap(device).readAll().data()))
+    text = _CUSTOM.sub(_numbers, text)
     buffer = QtCore.QBuffer()
     buffer.setData(text)
     buffer.open(QtCore.QIODevice.OpenModeFlag.ReadOnly)

@@ -27,6 +27,17 @@ _SLICER_NAMES = (
 )  # fmt: skip
 
 
+# Of what Qt prints, what is a mistake of the code or the .ui file.
+_MISTAKES = ("Designer:", "QObject::connect", "QLayout::", "QFormBuilder", "SignalManager")
+
+
+def _qtSays(kind, context, message: str) -> None:
+    if message.startswith(_MISTAKES):
+        records.record(message)
+    elif "propagateSizeHints" not in message:
+        print(message, file=sys.stderr)
+
+
 class Host:
     """The application with its window, for one test; use it as a context manager.
 
@@ -60,6 +71,7 @@ class Host:
         self._before = {n: getattr(slicer, n) for n in _SLICER_NAMES if hasattr(slicer, n)}
         self._path = list(sys.path)
         self._hook, sys.excepthook = sys.excepthook, self._uncaught
+        QtCore.qInstallMessageHandler(_qtSays)
         self.core = EmbeddedCore()
         self._application = application()
         self._installModules()
@@ -78,6 +90,7 @@ class Host:
             self.quit()
         finally:
             sys.excepthook = self._hook
+            QtCore.qInstallMessageHandler(None)
             self._uninstallModules()
             self.core.close()
             sys.path[:] = self._path
@@ -188,7 +201,7 @@ class Host:
         """The application makes paragraphs of plain tooltips once events ran."""
         for widget in self._application.allWidgets():
             tip = widget.toolTip()
-            if tip and not QtCore.Qt.mightBeRichText(tip):
+            if tip and not QtGui.Qt.mightBeRichText(tip):
                 widget.setToolTip(f"<p>{tip}</p>")
 
     def waitUntil(self, condition, seconds: float = 10.0) -> None:
@@ -215,6 +228,12 @@ class Host:
         point = QtCore.QPoint(*position) if position else inner.rect().center()
         if isinstance(inner, QtWidgets.QCheckBox | QtWidgets.QRadioButton) and not position:
             point = QtCore.QPoint(8, inner.height() // 2)
+        elif isinstance(inner, QtWidgets.QGroupBox) and not position:
+            option = QtWidgets.QStyleOptionGroupBox()
+            inner.initStyleOption(option)
+            kind = QtWidgets.QStyle.ComplexControl.CC_GroupBox
+            part = QtWidgets.QStyle.SubControl.SC_GroupBoxCheckBox
+            point = inner.style().subControlRect(kind, option, part, inner).center()
         elif widget.className() == "ctkCollapsibleButton" and not position:
             point = QtCore.QPoint(inner.width() // 2, 8)
         QtTest.QTest.mouseClick(
