@@ -47,8 +47,9 @@ $(READY): constraints.txt MedSegCore/pyproject.toml
 	  -e "./MedSegCore[train,cli,slicer,test]"
 	@touch $(READY)
 
-# Offscreen OpenGL: installed where we may, named where we may not.
-PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libopengl0 libx11-6 libxcursor1
+# Offscreen OpenGL and Qt: installed where we may, named where we may not.
+PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libopengl0 libx11-6 libxcursor1 \
+  libxkbcommon0 libdbus-1-3 libfontconfig1 libglib2.0-0 fonts-dejavu-core
 system: $(READY)
 	@if $(BIN)/python Testing/system_libraries.py; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
