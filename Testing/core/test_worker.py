@@ -27,7 +27,7 @@ from medsegcore.errors import (
     SettingError,
     WorkerError,
 )
-from medsegcore.imaging import Image
+from medsegcore.imaging import Image, Region
 from medsegcore.inference import Predictor
 from medsegcore.worker import protocol
 from medsegcore.worker.client import WorkerClient
@@ -139,13 +139,21 @@ def test_the_worker_answers_as_the_predictor_does_and_stays_for_the_next(warm, s
     first.labelmap[0, 0, 0] = 7
 
 
-def test_careful_is_mirrored_fp32_and_options_are_checked(warm, small):
+def test_careful_is_mirrored_fp32_and_options_count_and_are_checked(warm, small):
     part = {key: image.with_array(image.array[:16]) for key, image in small.items()}
-    options = {**CPU, "mode": "careful", "attention": False, "min_lesion_ml": 0.05}
+    affine = np.eye(4)
+    affine[:3, 3] = part["flair"].grid.center
+    region = Region(affine, (40.0, 50.0, 100.0))
+    options = {
+        **CPU, "mode": "careful", "attention": False, "min_lesion_ml": 0.05, "uncertainty": True,
+        "region": region.as_dict(),
+    }  # fmt: skip
     result = warm.wait(warm.predict(MODEL, part, options))
     assert result.settings["mirror"]
     assert result.settings["precision"] == "float32"
-    assert result.attention == []
+    assert [a.key for a in result.attention] == ["uncertainty_mirroring", "uncertainty_entropy"]
+    assert not result.probabilities["MS lesion"][~region.mask(result.grid)].any()
+    assert result.probabilities["MS lesion"].any()
     assert all(lesion.volume_ml >= 0.05 for lesion in result.lesions)
     with pytest.raises(SettingError, match="no mode 'quick'"):
         warm.predict(MODEL, part, {"mode": "quick"})

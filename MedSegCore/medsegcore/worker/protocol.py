@@ -59,6 +59,8 @@ class RunOptions:
         attention: also give the attention maps.
         thresholds: by label name, 0..1; the model's own where none is given.
         min_lesion_ml: smaller lesions are dropped.
+        uncertainty: also give the entropy and, when "careful", the spread over the mirrorings.
+        region: a box to work in, as `Region.as_dict` has it, or None.
 
     Raises:
         SettingError: an unknown mode, or a value that is not of its type.
@@ -69,6 +71,8 @@ class RunOptions:
     attention: bool = True
     thresholds: Mapping[str, float] = field(default_factory=dict)
     min_lesion_ml: float = 0.0
+    uncertainty: bool = False
+    region: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

@@ -23,6 +23,7 @@ from medsegcore.errors import (
     SettingError,
     WorkerError,
 )
+from medsegcore.imaging import Region
 from medsegcore.worker import protocol
 from medsegcore.worker.protocol import Arrays, Parser, ProtocolError, RunOptions
 from medsegcore.worker.warm import WarmModels, list_devices, memory_mb
@@ -227,9 +228,11 @@ class Server:
         images = protocol.decode_images(
             message.get("images"), lambda named: self._arrays.get(request, named)
         )
+        region = Region.from_dict(options.region) if options.region is not None else None
         predictor = self._warm(request, message)
         result = predictor.predict(
             images, mirror=options.mirror, attention=options.attention,
+            uncertainty=options.uncertainty, region=region,
             thresholds=options.thresholds, min_lesion_ml=options.min_lesion_ml,
             progress=lambda stage, done, total, eta_s: self._event(
                 "progress", request, stage=stage, done=done, total=total, eta_s=eta_s
