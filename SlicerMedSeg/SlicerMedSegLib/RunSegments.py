@@ -170,7 +170,8 @@ class RunSegments:
         for label, segmentId in self._segmentIds().items():
             segment = self.segmentation.GetSegmentation().GetSegment(segmentId)
             image = segment.GetRepresentation(_BINARY)
-            stamp = (image.GetAddressAsString(""), image.GetMTime())
+            # A scene that closes takes the voxels away before the segment.
+            stamp = (image.GetAddressAsString(""), image.GetMTime()) if image else None
             found.append((label, stamp, readTag(segment, DROPPED)))
         return tuple(found)
 
