@@ -184,6 +184,12 @@ class RunSegments:
             segment = self.segmentation.GetSegmentation().GetSegment(segmentId)
             image = segment.GetRepresentation(_BINARY)
             written = readTag(segment, CHECKSUM)
+            if image is None:
+                # Turned into surfaces alone: nothing that a threshold could move.
+                self._masks[label], self._edited[label] = None, True
+                self._stamps.pop(label, None)
+                changed = True
+                continue
             stamp = (image.GetAddressAsString(""), image.GetMTime(), written)
             if self._stamps.get(label) == stamp:
                 continue
