@@ -170,7 +170,8 @@ class RunSegments:
         for label, segmentId in self._segmentIds().items():
             segment = self.segmentation.GetSegmentation().GetSegment(segmentId)
             image = segment.GetRepresentation(_BINARY)
-            stamp = (image.GetAddressAsString(""), image.GetMTime())
+            # A scene that closes takes the voxels away before the segment.
+            stamp = (image.GetAddressAsString(""), image.GetMTime()) if image else None
             found.append((label, stamp, readTag(segment, DROPPED)))
         return tuple(found)
 
@@ -183,6 +184,12 @@ class RunSegments:
             segment = self.segmentation.GetSegmentation().GetSegment(segmentId)
             image = segment.GetRepresentation(_BINARY)
             written = readTag(segment, CHECKSUM)
+            if image is None:
+                # Turned into surfaces alone: nothing that a threshold could move.
+                self._masks[label], self._edited[label] = None, True
+                self._stamps.pop(label, None)
+                changed = True
+                continue
             stamp = (image.GetAddressAsString(""), image.GetMTime(), written)
             if self._stamps.get(label) == stamp:
                 continue

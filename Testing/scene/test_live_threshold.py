@@ -112,6 +112,15 @@ def test_moving_a_segment_counts_as_an_edit(live, nodes):
     assert live.edited(LABEL)
 
 
+def test_a_segment_without_voxels_of_its_own_counts_as_edited(live, nodes):
+    nodes.segmentation.CreateClosedSurfaceRepresentation()
+    segmentation = nodes.segmentation.GetSegmentation()
+    segmentation.SetSourceRepresentationName("Closed surface")
+    segmentation.RemoveRepresentation("Binary labelmap")
+    with pytest.raises(EditedSegmentError):
+        live.setThreshold(LABEL, 0.3)
+
+
 def test_a_loaded_scene_goes_on_where_the_saved_one_was(
     core, live, nodes, flair, rater_result, tmp_path
 ):
