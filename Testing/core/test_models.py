@@ -224,3 +224,17 @@ def test_descriptions_never_change(shipped_model):
     copy = ModelDescription.model_validate_json(shipped_model.description.model_dump_json())
     assert copy == shipped_model.description
     assert np.isfinite([m.value for m in copy.metrics if m.value is not None]).all()
+
+
+def test_buffers_stay_fp32_and_weights_that_fp16_cannot_hold_are_refused(shipped_model, tmp_path):
+    network = shipped_model.load_network()
+    norm = next(m for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d))
+    norm.running_var.fill_(1e6)
+    written = ModelFolder.write(tmp_path / "m", shipped_model.description, network)
+    again = next(m for m in written.load_network().modules() if isinstance(m, type(norm)))
+    assert (again.running_var == 1e6).all()
+    with torch.no_grad():
+        norm.weight.fill_(1e6)
+    with pytest.raises(ModelWeightsError, match="are not finite in float16"):
+        ModelFolder.write(tmp_path / "n", shipped_model.description, network)
+    assert not (tmp_path / "n").exists()

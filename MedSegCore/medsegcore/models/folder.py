@@ -205,22 +205,28 @@ class ModelFolder:
     ) -> "ModelFolder":
         """Write a new model folder with the weights in the description's dtype, and its card.
 
+        Buffers stay fp32: the running variances of a batch normalisation exceed fp16's 65,504.
         The sha256 of `description.weights` is filled in here. The folder appears as a whole or
         not at all.
 
         Raises:
             OutputError: the folder exists (and `replace` is False) or cannot be written.
+            ModelWeightsError: a weight is not finite, or not in that dtype.
         """
         import torch
         from safetensors.torch import save_file
 
         dtype = getattr(torch, description.weights.dtype)
-        tensors = {
-            name: tensor.detach()
-            .to("cpu", dtype if tensor.is_floating_point() else None)
-            .contiguous()
-            for name, tensor in network.state_dict().items()
-        }
+        parameters = {name for name, _ in network.named_parameters()}
+        tensors = {}
+        for name, tensor in network.state_dict().items():
+            kept = tensor.detach().to("cpu", dtype if name in parameters else None).contiguous()
+            if kept.is_floating_point() and not torch.isfinite(kept).all():
+                raise ModelWeightsError(
+                    f"The weights '{name}' are not finite in {description.weights.dtype}.",
+                    "Export them as float32, or look at the training's loss.",
+                )
+            tensors[name] = kept
         path = Path(path)
         with new_folder(path, replace) as folder:
             save_file(tensors, folder / description.weights.file)

@@ -119,34 +119,6 @@ class RandDropInputsd(MapTransform, Randomizable):
         return out
 
 
-class RandMixContrastd(MapTransform, Randomizable):
-    """Add a random share of one input's contrast to another's, both normalised.
-
-    FLAIR images differ in how much T1 weighs in them: white matter is darker than grey matter in
-    some and as bright in others. A share of the T1 moves one against the other. Where either is
-    outside of its foreground nothing changes.
-
-    Args:
-        target: key that is changed, e.g. "flair".
-        source: key that is added, e.g. "t1".
-        share: the largest share, to both sides.
-        prob: of changing a patch.
-    """
-
-    def __init__(self, target: str, source: str, share: float, prob: float):
-        super().__init__([target, source])
-        self.target, self.source, self.share, self.prob = target, source, share, prob
-
-    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        out = dict(data)
-        if self.R.random() >= self.prob:
-            return out
-        inside = (out[self.target] != 0) & (out[self.source] != 0)
-        mixed = out[self.target] + self.R.uniform(-self.share, self.share) * out[self.source]
-        out[self.target] = torch.where(inside, mixed, out[self.target])
-        return out
-
-
 class Stackd(Transform):
     """The inputs, each [1, k, j, i], stacked to "image" [C, k, j, i]; "label" is kept."""
 
@@ -182,10 +154,7 @@ def scanner_transforms(key: str, patch: tuple[int, int, int]) -> Compose:
 
 
 def training_transforms(
-    keys: Sequence[str],
-    patch: tuple[int, int, int],
-    drop: Mapping[str, float],
-    mix: tuple[str, str] | None = None,
+    keys: Sequence[str], patch: tuple[int, int, int], drop: Mapping[str, float]
 ) -> Compose:
     """From a whole prepared case to one augmented patch.
 
@@ -193,7 +162,6 @@ def training_transforms(
         keys: input keys in the order of the network's channels; each [1, k, j, i], normalised.
         patch: size (k, j, i) in voxels.
         drop: probability of dropping an input, by key.
-        mix: (target, source) of `RandMixContrastd`.
 
     Returns:
         A transform of {key: tensor, "label": tensor} to a list of one {"image": [C, k, j, i],
@@ -224,7 +192,6 @@ def training_transforms(
                 mode=modes,
                 padding_mode="zeros",
             ),
-            *([RandMixContrastd(*mix, share=0.6, prob=0.7)] if mix else []),
             *(KeepOutsideZerod([key], scanner_transforms(key, patch)) for key in keys),
             *([RandDropInputsd(drop)] if drop else []),
             Stackd(keys),

@@ -133,7 +133,7 @@ class RSANetRecipe:
 
     def transforms(self) -> Compose:
         """From a prepared case to a list of one augmented patch."""
-        return training_transforms(self.keys, self.patch, self.drop, mix=("flair", "t1"))
+        return training_transforms(self.keys, self.patch, self.drop)
 
     def description(self, record: TrainingRecord) -> ModelDescription:
         """The model folder's description without data and figures, which the run fills in."""
