@@ -20,6 +20,7 @@ from medsegcore.errors import (
 )
 from medsegcore.models import ModelFolder, ModelStore, model_card, pack, unpack
 from medsegcore.models.schema import SCHEMA_FILE, ModelDescription, json_schema
+from medsegcore.networks import create_network
 
 
 def rewrite(folder: ModelFolder, change) -> None:
@@ -227,14 +228,17 @@ def test_descriptions_never_change(shipped_model):
 
 
 def test_buffers_stay_fp32_and_weights_that_fp16_cannot_hold_are_refused(shipped_model, tmp_path):
-    network = shipped_model.load_network()
+    d = shipped_model.description
+    spec = d.network.model_copy(update={"config": {**d.network.config, "norm": "batch"}})
+    network = create_network(spec.name, spec.config)
+    description = d.model_copy(update={"network": spec})
     norm = next(m for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d))
     norm.running_var.fill_(1e6)
-    written = ModelFolder.write(tmp_path / "m", shipped_model.description, network)
+    written = ModelFolder.write(tmp_path / "m", description, network)
     again = next(m for m in written.load_network().modules() if isinstance(m, type(norm)))
     assert (again.running_var == 1e6).all()
     with torch.no_grad():
         norm.weight.fill_(1e6)
     with pytest.raises(ModelWeightsError, match="are not finite in float16"):
-        ModelFolder.write(tmp_path / "n", shipped_model.description, network)
+        ModelFolder.write(tmp_path / "n", description, network)
     assert not (tmp_path / "n").exists()
