@@ -111,7 +111,7 @@ def train(
         progress: called after each step with (step, loss, share done 0..1, seconds left or None).
 
     Raises:
-        SettingError: no budget, an unknown device, or nothing to resume.
+        SettingError: no budget or none left, an unknown device, or nothing to resume.
         MissingInputError: no case, or a test patient that is not there.
         OutputError: the model folder exists already.
     """
@@ -138,6 +138,7 @@ def train(
     trainer = _trainer(recipe, out, budget, report, device)
     patches = PatchDataset(prepared, [c.patient for c in training], recipe.transforms(), seed)
     loader = _Loader(patches, recipe.batch_size, workers)
+    done = _steps_done(out / CHECKPOINT) if resume else -1
     with warnings.catch_warnings():
         # An endless loader without length, and one that runs its workers in this very process.
         warnings.filterwarnings("ignore", module="lightning.*")
@@ -148,6 +149,11 @@ def train(
             datamodule=loader,
             ckpt_path=out / CHECKPOINT if resume else None,
             weights_only=True,
+        )
+    if trainer.global_step == done:
+        # Without a step Lightning leaves the weights as they were, not their running mean.
+        raise SettingError(
+            f"The training in '{out}' has used up its budget.", "Give it more minutes or steps."
         )
     record = record.model_copy(
         update={
@@ -184,6 +190,10 @@ def _check_start(out: Path, minutes: float | None, steps: int | None, resume: bo
         )
     if not resume and (out / MODEL).exists():
         raise OutputError(f"'{out / MODEL}' exists already.", "Choose another folder.")
+
+
+def _steps_done(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
 
 
 class _Loader(L.LightningDataModule):
