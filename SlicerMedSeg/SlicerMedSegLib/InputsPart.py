@@ -194,12 +194,10 @@ class InputsPart:
         why = qt.QLabel("")
         why.objectName = f"{spec.key}WhyLabel"
         why.wordWrap = True
-        # Dim by the palette, so that it can be read in dark themes, too.
-        why.enabled = False
         grid.addWidget(title, 3 * number, 0)
         grid.addWidget(selector, 3 * number, 1)
         grid.addWidget(frameBox, 3 * number + 1, 1)
-        grid.addWidget(why, 3 * number + 2, 1)
+        grid.addWidget(why, 3 * number + 2, 0, 1, 2)
         grid.setColumnStretch(1, 1)
         row = _Row(spec, title, selector, frameBox, why)
         selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._selected(row, node))

@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import pytest
@@ -58,11 +59,31 @@ def flair(host, ms_images):
 MODULE = Path(__file__).resolve().parents[2] / "SlicerMedSeg" / "SlicerMedSeg.py"
 
 
+def sampleData():
+    """Slicer's module of that name, which slicer-core lacks, as far as modules register there."""
+    module = types.ModuleType("SampleData")
+
+    class SampleDataLogic:
+        registered: list = []
+
+        @staticmethod
+        def registerCustomSampleDataSource(
+            category="Custom", sampleName=None, uris=None, fileNames=None, nodeNames=None,
+            customDownloader=None, thumbnailFileName=None, loadFileType="VolumeFile",
+            loadFiles=None, loadFileProperties=None, checksums=None,
+        ):  # fmt: skip
+            SampleDataLogic.registered.append((category, sampleName))
+
+    module.SampleDataLogic = SampleDataLogic
+    return module
+
+
 @pytest.fixture
 def medsegFolders(host, monkeypatch, tmp_path):
     """No models of the developer's own, temporary files apart, and a PythonSlicer to run."""
     import slicer
 
+    monkeypatch.setitem(sys.modules, "SampleData", sampleData())
     python = Path(slicer.app.slicerHome) / "bin" / "PythonSlicer"
     python.parent.mkdir(parents=True, exist_ok=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
