@@ -201,6 +201,7 @@ class InputsPart:
         grid.setColumnStretch(1, 1)
         row = _Row(spec, title, selector, frameBox, why)
         selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._selected(row, node))
+        selector.connect("nodeActivated(vtkMRMLNode*)", lambda node: self._confirmed(row))
         frameBox.connect("currentIndexChanged(int)", lambda index: self._chosen())
         return row
 
@@ -233,6 +234,12 @@ class InputsPart:
         row.node, row.proposal = node, None
         row.byUser = not gone
         self._chosen()
+
+    def _confirmed(self, row: _Row) -> None:
+        """The user chose what was there already: from now on it is the user's choice."""
+        if not self._closed and row.node is not None and not row.byUser:
+            row.byUser, row.proposal = True, None
+            self._chosen()
 
     def _chosen(self, *_arguments) -> None:
         """Until the new choice has been looked at, nothing is known about it."""
