@@ -202,15 +202,18 @@ class RunPart:
             text = _("Needs about {need} GB, but {device} has {free} GB free: close other "
                      "programs, choose a smaller region, or another device.")  # fmt: skip
         label.text = text.format(
-            need=f"{need / 1024:.1f}", device=device["name"],
+            need=f"{need / 1024:.1f}", device=device["name"].upper(),
             free=f"{(device['free_mb'] or 0) / 1024:.1f}",
         )  # fmt: skip
+
+    def _device(self) -> str:
+        return self._ui.deviceBox.currentData or "auto"
 
     def _computingDevice(self) -> dict | None:
         """What the choice means: "auto" takes a GPU where there is one."""
         named = {device["name"]: device for device in self._devices}
-        if self._wanted != "auto":
-            return named.get(self._wanted)
+        if self._device() != "auto":
+            return named.get(self._device())
         gpus = [d for d in self._devices if d["name"].startswith(("cuda", "mps"))]
         return gpus[0] if gpus else named.get("cpu")
 
@@ -236,7 +239,8 @@ class RunPart:
         self._whyEnded = ""
         self._say("")
         options = {
-            "device": self._wanted,
+            # Not what a scene from another computer wished for, but what the user sees.
+            "device": self._device(),
             "mode": "careful" if self._ui.carefulCheckBox.checked else "fast",
             "uncertainty": self._ui.uncertaintyCheckBox.checked,
         }
@@ -334,13 +338,9 @@ def _deviceTitle(device: dict) -> str:
     title = device["title"]
     if device["name"] != title and not device["name"].startswith("cuda"):
         title = f"{device['name'].upper()} ({title})"
-    if device["free_mb"] is None or device["total_mb"] is None:
+    if device["free_mb"] is None:
         return title
-    return _("{name}: {free} of {total} GB free").format(
-        name=title,
-        free=f"{device['free_mb'] / 1024:.1f}",
-        total=f"{device['total_mb'] / 1024:.1f}",
-    )
+    return _("{name}: {free} GB free").format(name=title, free=f"{device['free_mb'] / 1024:.1f}")
 
 
 def _stageTitle(stage: str) -> str:

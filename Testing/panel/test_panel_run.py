@@ -215,6 +215,17 @@ def test_region_and_uncertainty_reach_the_run(host, panel, addSample):
     assert any("ncertainty" in n.GetName() or "ntropy" in n.GetName() for n in run["attention"])
 
 
+def test_a_device_that_a_scene_brings_but_the_machine_lacks_is_not_used(host, panel, addSample):
+    addSample(SMALL)
+    panel.runPart.setDevice("cuda:7")
+    ui = ready(host, panel)
+    host.waitUntil(lambda: ui.deviceBox.itemText(1).startswith("CPU"), 60)
+    assert ui.deviceBox.currentText == "Automatic"
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+
+
 def test_leaving_the_panel_lets_the_run_go_on(host, panel, addSample):
     addSample(SMALL)
     ui = ready(host, panel)
