@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import qt
@@ -323,7 +324,7 @@ class InputsPart:
         self._match()
         self._observe()
         for row in self._given().values():
-            self._steps.append(lambda row=row: self._look(row))
+            self._steps.append(partial(self._look, row))
         self._steps.append(self._conclude)
 
     def _look(self, row: _Row) -> None:

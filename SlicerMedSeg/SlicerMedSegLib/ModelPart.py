@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import qt
 import slicer
@@ -35,7 +36,7 @@ class ModelPart:
         self._openFolder = openFolder or _openFolder
         self._shown: list[CatalogEntry] = []
         self._entry: CatalogEntry | None = None
-        self._connections = [
+        self._connections: list[tuple[Any, str, Callable[..., None]]] = [
             (ui.searchEdit, "textChanged(QString)", self._filter),
             (ui.anatomyBox, "currentIndexChanged(int)", self._filter),
             (ui.modalityBox, "currentIndexChanged(int)", self._filter),
@@ -159,9 +160,9 @@ class ModelPart:
 
     def _markRow(self) -> None:
         paths = [entry.path for entry in self._shown]
-        chosen = self._entry is not None and self._entry.path in paths
+        path = self._entry.path if self._entry is not None else None
         blocked = self._ui.modelList.blockSignals(True)
-        self._ui.modelList.setCurrentRow(paths.index(self._entry.path) if chosen else -1)
+        self._ui.modelList.setCurrentRow(paths.index(path) if path in paths else -1)
         self._ui.modelList.blockSignals(blocked)
 
     def _current(self) -> CatalogEntry | None:

@@ -287,7 +287,7 @@ class RunPart:
             self._say(_("Done."))
         self._show()
         # What is free has changed; the worker is warm and answers at once.
-        if run.error is None:
+        if run.nodes is not None:
             self.findDevices()
             self._finished(run.nodes)
 
