@@ -18,6 +18,7 @@ from .Translation import _
 
 # A command is the machine's, not the scene's: a scene from elsewhere must not bring one.
 PYTHON_SETTING = "MedSeg/WorkerPython"
+LAYOUT_MS = 30
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,8 @@ class RunPart:
             self._say(_sentence(error))
         self._showProgress("start", 0, 1, None)
         self._show()
+        if self.busy:
+            _reveal(self._ui.progressLabel)
 
     def _cancel(self) -> None:
         if self._run is not None:
@@ -315,8 +318,24 @@ class RunPart:
         self._ui.progressLabel.text = text
 
     def _say(self, text: str) -> None:
-        self._ui.runMessageLabel.text = text
-        self._ui.runMessageLabel.visible = bool(text)
+        label = self._ui.runMessageLabel
+        label.text = text
+        label.visible = bool(text)
+        if text:
+            _reveal(label)
+
+
+def _reveal(widget) -> None:
+    """Scroll the panel to what has just appeared in it, once it has its place."""
+    qt.QTimer.singleShot(LAYOUT_MS, lambda: _scrollTo(widget))
+
+
+def _scrollTo(widget) -> None:
+    area = widget.parent() if widget else None
+    while area and not area.inherits("QScrollArea"):
+        area = area.parent()
+    if area and widget.visible:
+        area.ensureWidgetVisible(widget)
 
 
 def timeLeft(seconds: float) -> str:
