@@ -101,9 +101,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.runPart = RunPart(runUi, scene, self._runFinished, self._deviceChanged)
         self.inputsPart = InputsPart(inputsUi, scene, self._inputsChanged)
         self.modelPart = ModelPart(modelUi, self._modelChanged)
-        # The parts that show a result are added here: ResultsPart into ui.resultsSection,
-        # AttentionPart into ui.attentionSection, both told of a run in _runFinished and of the
-        # scene in initializeParameterNode, both closed in cleanup.
+        # RESULTS AND ATTENTION: their parts are loaded into these two sections here, told of a
+        # run in _runFinished, and closed in cleanup.
         self.ui.resultsSection.visible = False
         self.ui.attentionSection.visible = False
         self.addObserver(scene, scene.StartCloseEvent, self._sceneStartsClosing)

@@ -352,9 +352,9 @@ class InputsPart:
         ui = self._ui
         ui.autoMatchButton.enabled = bool(self._rows)
         ui.drawRegionButton.enabled = self._referenceGrid() is not None
-        if findings != self.findings:
-            self.findings = findings
-            self._changed()
+        self.findings = findings
+        # Also when the words are the same: a box that was moved covers as much as before.
+        self._changed()
 
     def _observe(self) -> None:
         self._nodeObservers.clear()

@@ -162,7 +162,7 @@ def test_a_frame_of_a_four_dimensional_input_is_chosen(host, part, addSample, ms
     assert nodes["t2"] is part.inputNodes()["t2"]
 
 
-def test_a_box_around_the_reference_is_made_and_pulled_smaller(host, part, addSample):
+def test_a_box_around_the_reference_is_made_and_pulled_smaller(host, panel, part, addSample):
     addSample(CROP)
     host.waitUntil(lambda: len(names(part)) == 3)
     looked(host, part)
@@ -173,6 +173,10 @@ def test_a_box_around_the_reference_is_made_and_pulled_smaller(host, part, addSa
     assert any("The region covers 100%" in text for text in findings(part))
     roi.SetSize(*(size / 2 for size in roi.GetSize()))
     host.waitUntil(lambda: any("The region covers 12%" in text for text in findings(part)))
+    # Moved along by a voxel it covers as much, but the run has to be elsewhere.
+    before = panel.runPart._job.region.affine
+    roi.SetCenter(*np.add(roi.GetCenter(), (1, 0, 0)))
+    host.waitUntil(lambda: panel.runPart._job.region.affine[0, 3] == before[0, 3] + 1)
     roi.SetSize(0, 0, 0)
     host.waitUntil(lambda: "0 x 0 x 0 mm" in part.reason())
     host.choose(part._ui.regionSelector, "Whole volume")
