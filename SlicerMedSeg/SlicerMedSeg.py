@@ -3,14 +3,23 @@
 import sys
 from pathlib import Path
 
+import qt
 import slicer
+from slicer import vtkMRMLMarkupsROINode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
+from slicer.parameterNodeWrapper import parameterNodeWrapper
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
 )
+from slicer.util import VTKObservationMixin
+
+# Which volume the user chose for which input: the inputs are the model's, so that they are
+# references by key and no parameters.
+INPUT_REFERENCE = "MedSeg.Input."
 
 
 class SlicerMedSeg(ScriptedLoadableModule):
@@ -23,13 +32,13 @@ class SlicerMedSeg(ScriptedLoadableModule):
         self.parent.dependencies = []
         self.parent.contributors = ["The MedSeg contributors"]
         self.parent.helpText = _(
-            "Segments lesions in MR volumes with trained networks and shows what they attended to."
+            "Segments lesions in MR volumes with trained networks and shows what they attended to. "
+            "Choose a model, check the volumes that it found for its inputs, and click Segment. "
+            "Research and teaching only; not a medical device."
         )
         self.parent.acknowledgementText = _(
             "The networks follow published papers; each model's card names its paper and data."
         )
-        # There is a logic for scripts; a panel to show comes with the Widget class.
-        self.parent.hidden = True
         slicer.app.connect("startupCompleted()", registerSampleData)
 
 
@@ -40,8 +49,188 @@ def registerSampleData() -> None:
     registerSampleCases()
 
 
+@parameterNodeWrapper
+class SlicerMedSegParameterNode:
+    """What the scene remembers of the panel.
+
+    Attributes:
+        model: id of the model that is chosen.
+        device: "auto", or what the worker calls it.
+        careful: full precision, averaged over mirrorings.
+        uncertainty: also give uncertainty maps.
+        region: the box to work in.
+    """
+
+    model: str = ""
+    device: str = "auto"
+    careful: bool = False
+    uncertainty: bool = False
+    region: vtkMRMLMarkupsROINode
+
+
+class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """Builds the parts of the panel and connects them; what they do is theirs."""
+
+    def __init__(self, parent=None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self.modelPart = self.inputsPart = self.runPart = None
+        self._parameterNode = None
+        self._guiTags: list = []
+        self._partUis: list = []
+
+    def setup(self) -> None:
+        """Called once, when the panel is shown for the first time."""
+        ScriptedLoadableModuleWidget.setup(self)
+        addCoreToPath()
+        try:
+            from SlicerMedSegLib.InputsPart import InputsPart
+            from SlicerMedSegLib.ModelPart import ModelPart
+            from SlicerMedSegLib.RunPart import RunPart
+        except ModuleNotFoundError as error:
+            self._sayMissing(error)
+            return
+        self.ui = self._load("SlicerMedSeg", self.layout)
+        self.logic = SlicerMedSegLogic()
+        scene = slicer.mrmlScene
+        modelUi = self._load("ModelPart", self.ui.modelSection.layout())
+        inputsUi = self._load("InputsPart", self.ui.inputsSection.layout())
+        runUi = self._load("RunPart", self.ui.runSection.layout())
+        self._partUis = [inputsUi, runUi]
+        self.runPart = RunPart(runUi, scene, self._runFinished, self._deviceChanged)
+        self.inputsPart = InputsPart(inputsUi, scene, self._inputsChanged)
+        self.modelPart = ModelPart(modelUi, self._modelChanged)
+        # RESULTS AND ATTENTION: their parts are loaded into these two sections here, told of a
+        # run in _runFinished, and closed in cleanup.
+        self.ui.resultsSection.visible = False
+        self.ui.attentionSection.visible = False
+        self.addObserver(scene, scene.StartCloseEvent, self._sceneStartsClosing)
+        self.addObserver(scene, scene.EndCloseEvent, self._sceneChanged)
+        self.addObserver(scene, scene.EndImportEvent, self._sceneChanged)
+        self.initializeParameterNode()
+
+    def _load(self, name: str, layout):
+        widget = slicer.util.loadUI(self.resourcePath(f"UI/{name}.ui"))
+        layout.addWidget(widget)
+        widget.setMRMLScene(slicer.mrmlScene)
+        return slicer.util.childWidgetVariables(widget)
+
+    def _sayMissing(self, error: ModuleNotFoundError) -> None:
+        label = qt.QLabel(
+            _("MedSeg needs the Python package '{name}', which Slicer's Python does not have: "
+              "install it with slicer.util.pip_install and restart.").format(name=error.name)
+        )  # fmt: skip
+        label.wordWrap = True
+        self.layout.addWidget(label)
+
+    def cleanup(self) -> None:
+        """The panel goes: with the application, or before it is reloaded."""
+        self.removeObservers()
+        self.setParameterNode(None)
+        for part in (self.modelPart, self.inputsPart, self.runPart):
+            if part is not None:
+                part.close()
+
+    def enter(self) -> None:
+        """The panel is shown."""
+        if self.logic is not None:
+            self.modelPart.refresh()
+            self.initializeParameterNode()
+
+    def exit(self) -> None:
+        """Another module is shown; a run goes on."""
+        self.setParameterNode(None)
+
+    # The scene.
+
+    def _sceneStartsClosing(self, caller, event) -> None:
+        self.setParameterNode(None)
+
+    def _sceneChanged(self, caller, event) -> None:
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def initializeParameterNode(self) -> None:
+        """Take up what the scene remembers; a scene that knows no model keeps the chosen one."""
+        parameterNode = self.logic.getParameterNode()
+        # Before the rows of another model are made, which remembers that they are empty.
+        chosen = self._rememberedInputs(parameterNode.parameterNode)
+        self.setParameterNode(parameterNode)
+        if parameterNode.model:
+            self.modelPart.choose(parameterNode.model)
+        else:
+            self._modelChanged(self.modelPart.entry)
+        self.runPart.setDevice(parameterNode.device)
+        self.inputsPart.setNodes(chosen)
+
+    @staticmethod
+    def _rememberedInputs(raw) -> dict:
+        roles: list[str] = []
+        raw.GetNodeReferenceRoles(roles)
+        keys = [r.removeprefix(INPUT_REFERENCE) for r in roles if r.startswith(INPUT_REFERENCE)]
+        return {key: raw.GetNodeReference(INPUT_REFERENCE + key) for key in keys}
+
+    def setParameterNode(self, parameterNode) -> None:
+        """Bind the widgets to a parameter node, or to none."""
+        if self._parameterNode is not None:
+            for tag in self._guiTags:
+                self._parameterNode.disconnectGui(tag)
+        self._parameterNode, self._guiTags = parameterNode, []
+        if parameterNode is not None:
+            self._guiTags = [parameterNode.connectGui(ui) for ui in self._partUis]
+
+    # What the parts say to each other.
+
+    def _modelChanged(self, entry) -> None:
+        usable = entry is not None and entry.usable
+        if self._parameterNode is not None:
+            known = entry is not None and entry.description is not None
+            self._parameterNode.model = entry.description.id if known else ""
+        self.inputsPart.setModel(entry.description if usable else None)
+
+    def _inputsChanged(self) -> None:
+        self._rememberInputs()
+        self.runPart.setJob(*self._job())
+
+    def _job(self):
+        """What a click on Segment would run, and why it cannot."""
+        from SlicerMedSegLib.RunPart import Job
+
+        entry, inputs = self.modelPart.entry, self.inputsPart
+        if entry is not None and not entry.usable:
+            return None, entry.problem
+        reason = inputs.reason()
+        if entry is None or reason:
+            return None, reason
+        need = entry.description.memory_mb
+        job = Job(str(entry.path), inputs.inputNodes(), inputs.frames(), inputs.region(), need)
+        return job, ""
+
+    def _rememberInputs(self) -> None:
+        if self._parameterNode is None:
+            return
+        raw = self._parameterNode.parameterNode
+        with slicer.util.NodeModify(raw):
+            chosen = self.inputsPart.chosenByUser()
+            for key in self.inputsPart.inputKeys():
+                node = chosen.get(key)
+                raw.SetNodeReferenceID(INPUT_REFERENCE + key, node.GetID() if node else None)
+
+    def _deviceChanged(self, device: str) -> None:
+        if self._parameterNode is not None:
+            self._parameterNode.device = device
+
+    def _runFinished(self, nodes) -> None:
+        """A result is in the scene."""
+
+
 class SlicerMedSegLogic(ScriptedLoadableModuleLogic):
     """Segment volume nodes of the scene; for the panel, scripts and the Python console."""
+
+    def getParameterNode(self) -> SlicerMedSegParameterNode:
+        """What the scene remembers of the panel."""
+        return SlicerMedSegParameterNode(super().getParameterNode())
 
     def segment(self, model, inputNodes, options=None, progress=None, cancelled=None, python=None):
         """Segment one case and put the result into the scene.

@@ -86,7 +86,7 @@ class InputChecks:
         if wrong:
             return [wrong]
         found = case.frameFindings()
-        grid = self._grid(case.node)
+        grid = self._grid(case.placed())
         if grid is None:
             found.append(case.bent())
         else:
@@ -150,6 +150,10 @@ class _Case:
         volume = node is not None and node.IsA("vtkMRMLVolumeNode")
         return node, node.GetImageData() if volume else None, 0
 
+    def placed(self):
+        """What has a place in the world: the node; of a sequence, which has none, the frame."""
+        return self.node if self.node.IsA("vtkMRMLVolumeNode") else self.data()[0]
+
     def unusable(self) -> Finding | None:
         """What makes further looking pointless."""
         frames = self.frames()
@@ -196,12 +200,12 @@ class _Case:
             OK, "transform",
             _("{title}: {name} is under the bending transform {transform}: a resampled copy is "
               "used, the volume stays as it is."),
-            transform=f"'{self.node.GetParentTransformNode().GetName()}'",
+            transform=f"'{self.placed().GetParentTransformNode().GetName()}'",
         )  # fmt: skip
 
     def placeFindings(self, grid: Grid) -> list[Finding]:
         found = []
-        transform = self.node.GetParentTransformNode()
+        transform = self.placed().GetParentTransformNode()
         if transform is not None:
             found.append(
                 self.say(

@@ -1,16 +1,20 @@
 """From volume nodes to a result in the scene."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from medsegcore.errors import MissingInputError
+from medsegcore.imaging import Region
 from medsegcore.inference.preprocess import check_keys
 from medsegcore.models import ModelStore
 from medsegcore.worker.client import Request
+from medsegcore.worker.protocol import RunOptions
 
+from .InputFrames import imageOfFrame
 from .ResultToScene import ResultNodes, addResultToScene, rememberInputs
 from .Running import WarmWorker, warmWorker
-from .SceneConversion import imageFromVolumeNode
+from .Translation import _
 
 
 class Segmentation:
@@ -27,6 +31,8 @@ class Segmentation:
         options: `RunOptions` or a dict of its fields, e.g. {"device": "cpu", "mode": "careful"}.
         progress: called with (stage, done, total, seconds left or None).
         finished: called once with this object.
+        frames: {input key: frame of a 4-D input, from 0}; the shown one where none is given.
+        region: the box to work in; everywhere when None.
 
     Attributes:
         nodes: of the result, None before it is there and when there was an error.
@@ -46,6 +52,8 @@ class Segmentation:
         options=None,
         progress: Callable[..., None] | None = None,
         finished: Callable[["Segmentation"], None] | None = None,
+        frames: Mapping[str, int] | None = None,
+        region: Region | None = None,
     ) -> None:
         self.nodes: ResultNodes | None = None
         self.error: Exception | None = None
@@ -53,7 +61,13 @@ class Segmentation:
         description = ModelStore().find(model).description
         check_keys(description, inputNodes)
         _checkNotTwice(inputNodes)
-        images = {key: imageFromVolumeNode(node) for key, node in inputNodes.items()}
+        _checkReferenceIsVolume(inputNodes[description.reference])
+        options = RunOptions.of(options)
+        if region is not None:
+            options = replace(options, region=region.as_dict())
+        images = {
+            key: imageOfFrame(node, (frames or {}).get(key)) for key, node in inputNodes.items()
+        }
         self._title = description.title
         self._inputs = {key: node for key, node in inputNodes.items() if node is not None}
         self._reference: Any = inputNodes[description.reference]
@@ -112,6 +126,17 @@ def segmentNodes(
         raise run.error
     assert run.nodes is not None
     return run.nodes
+
+
+def _checkReferenceIsVolume(node) -> None:
+    """The answer lies on the reference's grid and under its transform: a sequence has neither."""
+    if node is not None and not node.IsA("vtkMRMLVolumeNode"):
+        raise MissingInputError(
+            _("'{name}' is no volume, but the answer needs the grid of one.").format(
+                name=node.GetName()
+            ),
+            _("Choose the volume that shows the sequence."),
+        )
 
 
 def _checkNotTwice(inputNodes: dict) -> None:

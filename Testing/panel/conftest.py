@@ -2,6 +2,8 @@
 
 import os
 import sys
+import tempfile
+import types
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,68 @@ def flair(host, ms_images):
     node.GetDisplayNode().SetWindowLevelMinMax(0, 1200)
     slicer.util.setSliceViewerLayers(background=node, fit=True)
     return node
+
+
+MODULE = Path(__file__).resolve().parents[2] / "SlicerMedSeg" / "SlicerMedSeg.py"
+
+
+def sampleData():
+    """Slicer's module of that name, which slicer-core lacks, as far as modules register there."""
+    module = types.ModuleType("SampleData")
+
+    class SampleDataLogic:
+        registered: list = []
+
+        @staticmethod
+        def registerCustomSampleDataSource(
+            category="Custom", sampleName=None, uris=None, fileNames=None, nodeNames=None,
+            customDownloader=None, thumbnailFileName=None, loadFileType="VolumeFile",
+            loadFiles=None, loadFileProperties=None, checksums=None,
+        ):  # fmt: skip
+            SampleDataLogic.registered.append((category, sampleName))
+
+    module.SampleDataLogic = SampleDataLogic
+    return module
+
+
+@pytest.fixture
+def medsegFolders(host, monkeypatch, tmp_path):
+    """No models of the developer's own, temporary files apart, and a PythonSlicer to run."""
+    import slicer
+
+    monkeypatch.setitem(sys.modules, "SampleData", sampleData())
+    python = Path(slicer.app.slicerHome) / "bin" / "PythonSlicer"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    for name in ("data", "temporary"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    return tmp_path
+
+
+@pytest.fixture
+def panel(host, medsegFolders):
+    """MedSeg's own panel, entered; its worker ends with the host."""
+    return host.openModule(MODULE)
+
+
+@pytest.fixture
+def addSample(host, ms_images):
+    """Puts the sample's volumes into the scene: `addSample(box)`, of all voxels without one."""
+    from medsegcore.imaging import Image
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    def add(box=None, keys=("t1", "t2", "flair")):
+        nodes = {}
+        for key in keys:
+            image = ms_images[key]
+            if box is not None:
+                image = Image(image.array[box], image.grid.crop(box).affine)
+            nodes[key] = volumeNodeFromImage(image, f"MS {key.upper()}", host.core.scene)
+        host.wait(0)
+        return nodes
+
+    return add

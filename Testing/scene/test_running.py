@@ -13,11 +13,18 @@ import psutil
 import pytest
 import slicer
 
-from medsegcore.errors import CancelledError, MissingInputError, ModelNotFoundError, WorkerError
+from medsegcore.errors import (
+    CancelledError,
+    MissingInputError,
+    ModelNotFoundError,
+    SettingError,
+    WorkerError,
+)
 from medsegcore.imaging import Image
+from SlicerMedSegLib.InputRegion import regionFromRoiNode
 from SlicerMedSegLib.ResultToScene import findRuns
 from SlicerMedSegLib.Running import WarmWorker, endWorker, warmWorker, workerCommand
-from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+from SlicerMedSegLib.SceneConversion import imageFromVolumeNode, volumeNodeFromImage
 from SlicerMedSegLib.Segmenting import Segmentation, segmentNodes
 
 MODEL = "ms-lesion-rsanet"
@@ -123,6 +130,44 @@ def test_what_goes_wrong_leaves_the_scene_alone_and_the_next_run_works(core, vol
     assert isinstance(run.error, MissingInputError)
     assert "'FLAIR' was removed" in str(run.error)
     assert core.scene.GetNumberOfNodes() == before
+
+
+def test_a_run_takes_a_frame_of_a_sequence_and_stays_inside_a_region(core, volumes):
+    scene = core.scene
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "T2 series")
+    for n in range(3):
+        frame = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "frame")
+        frame.Copy(volumes["t2"])
+        array = slicer.util.arrayFromVolume(frame)
+        slicer.util.updateVolumeFromArray(frame, array if n == 1 else array[::-1].copy())
+        sequence.SetDataNodeAtValue(frame, str(n))
+        scene.RemoveNode(frame)
+    roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box")
+    bounds = [0.0] * 6
+    volumes["flair"].GetRASBounds(bounds)
+    roi.SetCenter(*(np.add(bounds[::2], bounds[1::2]) / 2))
+    roi.SetSize(30, 30, 20)
+
+    def answer(nodes, **more):
+        worker = warmWorker()
+        run = Segmentation(worker, scene, MODEL, nodes, CPU, **more)
+        worker.wait(run.request)
+        assert run.error is None
+        return slicer.util.arrayFromVolume(run.nodes.probabilities["MS lesion"]).copy()
+
+    plain = answer(volumes)
+    series = {**volumes, "t2": sequence}
+    assert np.array_equal(answer(series, frames={"t2": 1}), plain)
+    assert not np.array_equal(answer(series, frames={"t2": 2}), plain)
+    region = regionFromRoiNode(roi)
+    inside = region.mask(imageFromVolumeNode(volumes["flair"]).grid)
+    limited = answer(volumes, region=region)
+    assert limited[inside].any()
+    assert not limited[~inside].any()
+    with pytest.raises(MissingInputError, match="'T2 series' is no volume"):
+        answer({**volumes, "flair": sequence})
+    with pytest.raises(SettingError, match="no frame 4"):
+        answer(series, frames={"t2": 4})
 
 
 def test_a_command_is_a_worker_elsewhere_and_another_one_ends_the_first(core, volumes):

@@ -269,6 +269,10 @@ class ParameterNodeWrapper:
     def disconnectGui(self, tag: int) -> None:
         for connector in self._guis.pop(tag, {}).values():
             connector.stop()
+        if not self._guis and hasattr(self, "_observed"):
+            # An observer that outlives its wrapper is called after it was collected.
+            self.RemoveObserver(self._observed)
+            del self._observed
 
 
 def parameterNodeWrapper(cls=None):

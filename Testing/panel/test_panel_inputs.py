@@ -1,0 +1,243 @@
+"""The user gives each input its volume by hand, and is told what is to be said about them."""
+
+import time
+
+import numpy as np
+import pytest
+import slicer
+import vtk
+
+from medsegcore.imaging import Image
+
+MODEL = "ms-lesion-rsanet"
+CROP = (slice(60, 92), slice(60, 124), slice(50, 114))
+
+
+@pytest.fixture(autouse=True)
+def noWorker(monkeypatch, host):
+    """Which devices there are is another file's matter; no process is started here."""
+    from SlicerMedSegLib.RunPart import RunPart
+
+    monkeypatch.setattr(RunPart, "findDevices", lambda self: None)
+
+
+@pytest.fixture
+def part(panel):
+    panel.modelPart.choose(MODEL)
+    return panel.inputsPart
+
+
+def looked(host, part):
+    host.waitUntil(lambda: part.findings is not None and not part._steps)
+
+
+def selector(part, key):
+    return part._rows[key].selector
+
+
+def why(part, key):
+    return part._rows[key].why.text
+
+
+def names(part):
+    return {key: node.GetName() for key, node in part.inputNodes().items()}
+
+
+def findings(part):
+    box = part._ui.findingsList
+    return [box.item(n).text() for n in range(box.count)]
+
+
+MATCHED = {"t1": "MS T1", "t2": "MS T2", "flair": "MS FLAIR"}
+
+
+def test_the_samples_volumes_find_their_rows_and_say_why_and_how_sure(
+    host, panel, part, addSample, tmp_path
+):
+    looked(host, part)
+    assert panel.runPart._ui.segmentButton.toolTip.startswith("<p>T1-weighted MR: the model")
+    addSample()
+    host.waitUntil(lambda: names(part) == MATCHED)
+    looked(host, part)
+    assert why(part, "flair").startswith("The volume's name says 'flair'.")
+    assert why(part, "flair").endswith("% sure)")
+    assert "T2-weighted MR: same grid as the reference." in findings(part)
+    assert part.reason() == ""
+    assert panel.runPart._ui.segmentButton.enabled
+    slicer.util.setSliceViewerLayers(background=part.inputNodes()["flair"], fit=True)
+    host.screenshot(tmp_path / "matched.png")
+
+
+def test_what_the_user_chose_is_never_overridden(host, panel, part, addSample, flair):
+    addSample()
+    host.waitUntil(lambda: names(part).get("t1") == "MS T1")
+    # Two fit equally well, which is said; choosing either settles it.
+    looked(host, part)
+    assert "fits nearly as well: please check" in why(part, "flair")
+    host.choose(selector(part, "flair"), "MS FLAIR")
+    host.choose(selector(part, "flair"), "FLAIR")
+    looked(host, part)
+    assert why(part, "flair").startswith("Chosen by you.")
+    host.click(part._ui.autoMatchButton)
+    looked(host, part)
+    assert names(part) == {"t1": "MS T1", "t2": "MS T2", "flair": "FLAIR"}
+    # Emptied by hand it stays empty, until the user asks.
+    host.choose(selector(part, "t2"), "None")
+    looked(host, part)
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", "note")
+    host.wait(300)
+    assert "t2" not in names(part)
+    assert "zeros in its place" in " ".join(findings(part))
+    host.click(part._ui.autoMatchButton)
+    looked(host, part)
+    assert names(part) == {"t1": "MS T1", "t2": "MS T2", "flair": "FLAIR"}
+
+
+def test_one_volume_twice_stops_the_run_with_its_reason(host, panel, part, addSample):
+    addSample()
+    host.waitUntil(lambda: len(names(part)) == 3)
+    host.choose(selector(part, "t1"), "MS FLAIR")
+    looked(host, part)
+    button = panel.runPart._ui.segmentButton
+    assert not button.enabled
+    assert "is chosen for T1" in button.toolTip
+    assert findings(part)[0] in button.toolTip
+    with pytest.raises(AssertionError, match="not enabled"):
+        host.click(button)
+
+
+def test_renaming_moving_emptying_and_deleting_nodes_is_noticed(host, part, addSample):
+    nodes = addSample(CROP)
+    host.waitUntil(lambda: len(names(part)) == 3)
+    looked(host, part)
+    matrix = vtk.vtkMatrix4x4()
+    matrix.SetElement(0, 3, 500)
+    transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "away")
+    nodes["t1"].SetAndObserveTransformNodeID(transform.GetID())
+    host.waitUntil(lambda: any("'away'" in text for text in findings(part)))
+    transform.SetMatrixTransformToParent(matrix)
+    host.waitUntil(lambda: "shares only 0%" in part.reason())
+    nodes["t1"].SetAndObserveTransformNodeID(None)
+    host.waitUntil(lambda: part.reason() == "")
+    array = slicer.util.arrayFromVolume(nodes["t2"])
+    kept = array.copy()
+    array[:] = 7
+    slicer.util.arrayFromVolumeModified(nodes["t2"])
+    host.waitUntil(lambda: "every voxel of 'MS T2' is 7" in part.reason())
+    array[:] = kept
+    slicer.util.arrayFromVolumeModified(nodes["t2"])
+    host.waitUntil(lambda: part.reason() == "")
+    slicer.mrmlScene.RemoveNode(nodes["flair"])
+    host.waitUntil(lambda: part.reason().startswith("FLAIR MR: the model cannot run"))
+
+
+def test_a_frame_of_a_four_dimensional_input_is_chosen(host, part, addSample, ms_images):
+    nodes = addSample(CROP)
+    image = ms_images["t2"]
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "T2 series")
+    sequence.SetIndexName("time")
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    for n in range(3):
+        frame = Image(image.array[CROP] * (n + 1), image.grid.crop(CROP).affine)
+        node = volumeNodeFromImage(frame, "frame", slicer.mrmlScene)
+        sequence.SetDataNodeAtValue(node, str(n))
+        slicer.mrmlScene.RemoveNode(node)
+    browser.AddSynchronizedSequenceNode(sequence)
+    host.choose(selector(part, "t2"), "T2 series")
+    looked(host, part)
+    box = part._rows["t2"].frameBox
+    assert box.visible
+    assert box.itemText(0).startswith("Shown frame")
+    assert part.frames() == {}
+    host.choose(box, "3 of 3 (time = 2 s)")
+    looked(host, part)
+    assert part.frames() == {"t2": 2}
+    assert any("frame 3 of 3" in text for text in findings(part))
+    host.choose(selector(part, "t2"), "MS T2")
+    looked(host, part)
+    assert not box.visible
+    assert part.frames() == {}
+    assert nodes["t2"] is part.inputNodes()["t2"]
+
+
+def test_a_box_around_the_reference_is_made_and_pulled_smaller(host, panel, part, addSample):
+    addSample(CROP)
+    host.waitUntil(lambda: len(names(part)) == 3)
+    looked(host, part)
+    host.click(part._ui.drawRegionButton)
+    looked(host, part)
+    roi = part._ui.regionSelector.currentNode()
+    assert part.region() is not None
+    assert any("The region covers 100%" in text for text in findings(part))
+    roi.SetSize(*(size / 2 for size in roi.GetSize()))
+    host.waitUntil(lambda: any("The region covers 12%" in text for text in findings(part)))
+    # Moved along by a voxel it covers as much, but the run has to be elsewhere.
+    before = panel.runPart._job.region.affine
+    roi.SetCenter(*np.add(roi.GetCenter(), (1, 0, 0)))
+    host.waitUntil(lambda: panel.runPart._job.region.affine[0, 3] == before[0, 3] + 1)
+    roi.SetSize(0, 0, 0)
+    host.waitUntil(lambda: "0 x 0 x 0 mm" in part.reason())
+    host.choose(part._ui.regionSelector, "Whole volume")
+    looked(host, part)
+    assert part.reason() == ""
+    assert part.region() is None
+
+
+def test_closing_saving_and_loading_the_scene_keeps_what_was_chosen(
+    host, panel, part, addSample, flair, tmp_path
+):
+    addSample(CROP)
+    host.waitUntil(lambda: len(names(part)) >= 2)
+    host.choose(selector(part, "flair"), "FLAIR")
+    looked(host, part)
+    host.core.saveScene(tmp_path / "scene.mrb")
+    slicer.mrmlScene.Clear()
+    looked(host, part)
+    assert part.inputNodes() == {}
+    assert panel.modelPart.entry.description.id == MODEL
+    host.core.loadScene(tmp_path / "scene.mrb")
+    host.waitUntil(lambda: len(names(part)) == 3)
+    assert names(part) == {"t1": "MS T1", "t2": "MS T2", "flair": "FLAIR"}
+    assert list(part.chosenByUser()) == ["flair"]
+
+
+def test_looking_at_full_volumes_never_holds_the_interface_for_50_ms(
+    host, part, addSample, monkeypatch
+):
+    from SlicerMedSegLib import InputsPart as module
+
+    spent = []
+    step = module.InputsPart._step
+
+    def timed(self):
+        # CPU time: the machine may be busy with something else.
+        started = time.thread_time()
+        step(self)
+        spent.append(time.thread_time() - started)
+
+    part._timer.disconnect("timeout()", part._step)
+    part._timer.connect("timeout()", lambda: timed(part))
+    large = np.random.default_rng(1).integers(0, 900, (300, 512, 512), np.int16)
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    volumeNodeFromImage(Image(large, np.diag([0.5, 0.5, 0.6, 1])), "FLAIR", slicer.mrmlScene)
+    addSample()
+    host.waitUntil(lambda: len(names(part)) == 3)
+    looked(host, part)
+    print("longest step in ms", 1000 * max(spent), "of", len(spent))
+    assert max(spent) < 0.05
+
+
+def test_a_closed_part_leaves_no_observer_and_no_timer(host, part, addSample):
+    nodes = addSample(CROP)
+    looked(host, part)
+    part.close()
+    part.close()
+    assert (len(part._observers), len(part._nodeObservers)) == (0, 0)
+    assert not part._timer.active
+    nodes["t1"].Modified()
+    slicer.mrmlScene.Clear()
+    host.wait(200)
+    assert not part._timer.active

@@ -1,0 +1,267 @@
+"""The user runs the model by hand: the real worker on a part of the sample."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import psutil
+import pytest
+import slicer
+
+from SlicerMedSegLib.ResultToScene import findRuns
+
+MODEL = "ms-lesion-rsanet"
+CROP = (slice(60, 92), slice(60, 124), slice(50, 114))
+SMALL = (slice(60, 76), slice(60, 92), slice(50, 82))
+
+
+def children():
+    return [
+        p.pid
+        for p in psutil.Process().children(recursive=True)
+        if p.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+@pytest.fixture(autouse=True)
+def nothingStays(medsegFolders, host):
+    """When the application quits no process and no file in the temporary folder is left."""
+    before = set(children())
+    yield
+    host.quit()
+    assert [pid for pid in children() if pid not in before] == []
+    assert list((medsegFolders / "temporary").glob("medseg-*")) == []
+
+
+def ready(host, panel):
+    """The model chosen, the volumes matched, the devices known."""
+    panel.modelPart.choose(MODEL)
+    ui = panel.runPart._ui
+    host.waitUntil(lambda: ui.segmentButton.enabled, 20)
+    host.waitUntil(lambda: ui.deviceBox.count > 1 or ui.runMessageLabel.text != "", 60)
+    return ui
+
+
+def watch(panel):
+    """Every (stage, text) of progress, as it is shown."""
+    stages = []
+    shown = panel.runPart._progressed
+
+    def progressed(stage, *rest):
+        shown(stage, *rest)
+        stages.append((stage, panel.runPart._ui.progressLabel.text))
+
+    panel.runPart._progressed = progressed
+    return stages
+
+
+def done(host, panel, seconds=60):
+    host.waitUntil(lambda: not panel.runPart.busy, seconds)
+
+
+def test_volumes_become_a_result_and_the_second_click_starts_at_once(
+    host, panel, addSample, tmp_path
+):
+    nodes = addSample(CROP)
+    ui = ready(host, panel)
+    assert ui.deviceBox.itemText(1).startswith("CPU")
+    assert "GB free" in ui.deviceBox.itemText(1)
+    assert ui.memoryLabel.text.startswith("Needs about")
+    slicer.util.setSliceViewerLayers(background=nodes["flair"], fit=True)
+    stages = watch(panel)
+    host.choose(ui.deviceBox, ui.deviceBox.itemText(1))
+    assert panel._parameterNode.device == "cpu"
+    host.click(ui.segmentButton)
+    assert not ui.segmentButton.enabled
+    assert "on its way" in ui.segmentButton.toolTip
+    host.waitUntil(lambda: "segment" in dict(stages))
+    host.reachable(ui.progressBar)
+    host.screenshot(tmp_path / "running.png")
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+    assert ui.segmentButton.enabled
+    assert not ui.progressBar.visible
+    assert {"load", "segment"} <= set(dict(stages))
+    assert len(findRuns(slicer.mrmlScene)) == 1
+    host.reachable(ui.segmentButton)
+    host.screenshot(tmp_path / "done.png")
+    worker = children()
+    stages.clear()
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert children() == worker
+    assert "start" not in dict(stages)
+    assert len(findRuns(slicer.mrmlScene)) == 2
+
+
+def test_a_run_is_cancelled_within_about_a_second_and_the_next_click_works(host, panel, addSample):
+    addSample(CROP)
+    ui = ready(host, panel)
+    stages = watch(panel)
+    host.click(ui.carefulCheckBox)
+    assert panel._parameterNode.careful is True
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    host.click(ui.segmentButton)
+    host.waitUntil(lambda: "segment" in dict(stages), 60)
+    started = time.monotonic()
+    host.click(ui.cancelButton)
+    done(host, panel)
+    assert time.monotonic() - started < 1.5
+    assert ui.runMessageLabel.text == "Cancelled."
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+    host.click(ui.carefulCheckBox)
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+
+
+def test_a_killed_worker_is_a_sentence_and_the_next_click_works(host, panel, addSample, tmp_path):
+    addSample(SMALL)
+    ui = ready(host, panel)
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    host.click(ui.segmentButton)
+    os.kill(children()[0], signal.SIGKILL)
+    done(host, panel)
+    assert "The worker was killed" in ui.runMessageLabel.text
+    assert "Run it again" in ui.runMessageLabel.text
+    assert host.dialogs.seen == []
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+    # The panel has scrolled to the sentence: nobody has to look for it.
+    host.wait(100)
+    label = ui.runMessageLabel
+    assert label.visibleRegion().boundingRect().height() == label.height
+    host.screenshot(tmp_path / "killed.png")
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+    # Deleted while it runs: no result beside nothing, but a sentence.
+    host.click(ui.segmentButton)
+    slicer.mrmlScene.RemoveNode(panel.inputsPart.inputNodes()["flair"])
+    done(host, panel)
+    assert "'MS FLAIR' was removed while the model was running." in ui.runMessageLabel.text
+    host.wait(300)
+    assert not ui.segmentButton.enabled
+    assert "FLAIR MR: the model cannot run without it" in ui.segmentButton.toolTip
+    assert len(findRuns(slicer.mrmlScene)) == 1
+
+
+def test_a_python_that_is_none_is_told_and_another_one_works(host, panel, addSample):
+    addSample(SMALL)
+    ui = ready(host, panel)
+    host.click(ui.advancedBox)
+    host.type(ui.pythonEdit, "/nowhere/python")
+    host.waitUntil(lambda: "'/nowhere/python' does not start" in ui.runMessageLabel.text)
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert "Choose a Python that has medsegcore" in ui.runMessageLabel.text
+    host.type(ui.pythonEdit, " ")
+    host.waitUntil(lambda: ui.deviceBox.count > 1, 60)
+    assert ui.runMessageLabel.text == ""
+
+
+def test_closing_the_scene_ends_the_run_and_leaves_nothing_in_it(host, panel, addSample):
+    addSample(CROP)
+    ui = ready(host, panel)
+    stages = watch(panel)
+    host.click(ui.segmentButton)
+    host.waitUntil(lambda: "load" in dict(stages), 60)
+    slicer.mrmlScene.Clear()
+    done(host, panel)
+    assert ui.runMessageLabel.text == "The scene was closed, which ended the run."
+    assert findRuns(slicer.mrmlScene) == {}
+    assert not ui.segmentButton.enabled
+    addSample(SMALL)
+    host.waitUntil(lambda: ui.segmentButton.enabled)
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert len(findRuns(slicer.mrmlScene)) == 1
+
+
+def test_reloading_the_module_while_it_runs_leaves_no_process_and_a_panel_that_works(
+    host, panel, addSample
+):
+    addSample(SMALL)
+    ui = ready(host, panel)
+    host.click(ui.segmentButton)
+    old, process = panel, children()
+    panel.onReload()
+    host.wait(50)
+    assert not set(children()) & set(process)
+    assert len(old.runPart._observers) == len(old.inputsPart._observers) == 0
+    assert not old.inputsPart._timer.active
+    new = slicer.modules.SlicerMedSegWidget
+    assert new is not old
+    ui = ready(host, new)
+    host.click(ui.segmentButton)
+    done(host, new)
+    assert ui.runMessageLabel.text == "Done."
+
+
+def test_region_and_uncertainty_reach_the_run(host, panel, addSample):
+    addSample(CROP)
+    ui = ready(host, panel)
+    host.click(panel.inputsPart._ui.drawRegionButton)
+    roi = panel.inputsPart._ui.regionSelector.currentNode()
+    assert panel._parameterNode.region is roi
+    roi.SetSize(24, 24, 16)
+    host.waitUntil(lambda: panel.inputsPart.findings is not None)
+    host.wait(300)
+    host.click(ui.uncertaintyCheckBox)
+    host.click(ui.segmentButton)
+    done(host, panel)
+    run = next(iter(findRuns(slicer.mrmlScene).values()))
+    probability = slicer.util.arrayFromVolume(run["probability"][0])
+    inside = np.argwhere(probability > 0)
+    assert len(inside)
+    assert (np.ptp(inside, axis=0) < (17, 25, 25)).all()
+    assert any("ncertainty" in n.GetName() or "ntropy" in n.GetName() for n in run["attention"])
+
+
+def test_a_device_that_a_scene_brings_but_the_machine_lacks_is_not_used(host, panel, addSample):
+    addSample(SMALL)
+    panel.runPart.setDevice("cuda:7")
+    ui = ready(host, panel)
+    host.waitUntil(lambda: ui.deviceBox.itemText(1).startswith("CPU"), 60)
+    assert ui.deviceBox.currentText == "Automatic"
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+
+
+def test_leaving_the_panel_lets_the_run_go_on(host, panel, addSample):
+    addSample(SMALL)
+    ui = ready(host, panel)
+    host.click(ui.segmentButton)
+    panel.exit()
+    done(host, panel)
+    assert len(findRuns(slicer.mrmlScene)) == 1
+    panel.enter()
+    assert ui.runMessageLabel.text == "Done."
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (2, "a few seconds left"),
+        (23, "about 25 seconds left"),
+        (54, "about 55 seconds left"),
+        (70, "about a minute left"),
+        (600, "about 10 minutes left"),
+        (9000, "about 2 hours left"),
+    ],
+)
+def test_time_left_is_told_in_words(host, seconds, words):
+    from SlicerMedSegLib.RunPart import timeLeft
+
+    assert timeLeft(seconds) == words
+
+
+def test_one_state_decides_what_the_button_shows(host):
+    from SlicerMedSegLib.RunPart import Job, runState
+
+    job = Job("model", {})
+    assert runState(job, "", False).enabled
+    assert runState(None, "Why not.", False).reason == "Why not."
+    assert not runState(job, "", True).enabled
+    assert runState(None, "", False).reason == "Choose a model first."
