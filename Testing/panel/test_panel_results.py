@@ -19,6 +19,16 @@ def addRun(host, flair, result, name="run"):
     return nodes
 
 
+def showFlair(host, images):
+    import slicer
+
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    node = volumeNodeFromImage(images["flair"], "FLAIR", host.core.scene)
+    slicer.util.setSliceViewerLayers(background=node, fit=True)
+    return node
+
+
 @pytest.fixture
 def result(rater_probability, ms_images, make_result):
     """What a perfect network would answer for the sample."""
@@ -255,8 +265,9 @@ def test_a_second_run_is_chosen_from_the_list(host, panel, flair, result):
 
 def test_a_closed_scene_leaves_an_empty_panel_that_works(host, panel, nodes, flair, result):
     import slicer
-    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
     from medsegcore.imaging import Image
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
 
     image = Image(slicer.util.arrayFromVolume(flair).copy(), result.grid.affine)
     host.dragSlider(panel.results.sliders.slider(LABEL), 0.3)
@@ -273,35 +284,39 @@ def test_a_closed_scene_leaves_an_empty_panel_that_works(host, panel, nodes, fla
     assert ui.lesionTable.rowCount > 5
 
 
-def test_a_saved_scene_goes_on_in_a_fresh_application(host, panel, nodes, flair, tmp_path):
+def test_a_saved_scene_goes_on_in_a_fresh_application(tmp_path, ms_images, result):
     from host import Host
 
-    host.dragSlider(panel.results.sliders.slider(LABEL), 0.3)
-    settle(host)
-    clickCell(host, panel, 1, "Keep")
-    settle(host)
-    threshold = panel.results.sliders.slider(LABEL).value
-    totals, count = panel.resultsUi.totalsLabel.text, voxels(nodes, flair)
-    bundle = host.core.saveScene(tmp_path / "scene.mrb")
-    host.quit()
-    host.core.close()
+    with Host() as first:
+        flair = showFlair(first, ms_images)
+        nodes = addRun(first, flair, result)
+        panel = first.openModule(MODULE)
+        panel.show("run")
+        first.dragSlider(panel.results.sliders.slider(LABEL), 0.3)
+        settle(first)
+        clickCell(first, panel, 1, "Keep")
+        settle(first)
+        threshold = panel.results.sliders.slider(LABEL).value
+        totals, count = panel.resultsUi.totalsLabel.text, voxels(nodes, flair)
+        bundle = first.core.saveScene(tmp_path / "scene.mrb")
+    first.check()
     with Host() as fresh:
-        opened = fresh.openModule(MODULE)
+        panel = fresh.openModule(MODULE)
         fresh.core.loadScene(bundle)
         import slicer
 
-        opened.show("run")
+        panel.show("run")
         fresh.wait(0)
-        slider = opened.results.sliders.slider(LABEL)
+        slider = panel.results.sliders.slider(LABEL)
         assert (slider.value, slider.enabled) == (threshold, True)
-        assert opened.resultsUi.totalsLabel.text == totals
+        assert panel.resultsUi.totalsLabel.text == totals
         node = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
         volume = slicer.mrmlScene.GetFirstNodeByName("FLAIR")
         array = slicer.util.arrayFromSegmentBinaryLabelmap(node, "Segment_1", volume)
         assert (array > 0).sum() == count
-        fresh.click(opened.results.sliders.resetButton(LABEL))
+        fresh.click(panel.results.sliders.resetButton(LABEL))
         assert slider.value == 0.5
-        fresh.check()
+    fresh.check()
 
 
 def test_a_run_without_its_provenance_has_nothing_to_reset_to(host, flair, nodes):
