@@ -190,6 +190,9 @@ class AttentionDisplay:
             legend.SetTitleText(volumeNode.GetAttribute(TITLE) or volumeNode.GetName())
             legend.SetLabelFormat("%.2f")
             legend.SetNumberOfLabels(5)
+            legend.SetSize(0.1, 0.4)
+            legend.GetTitleTextProperty().SetFontSize(12)
+            legend.GetLabelTextProperty().SetFontSize(10)
         elif legend.GetAttribute(LEGEND) is None:
             legend.SetAttribute(LEGEND, str(legend.GetVisibility()))
         # The 3D view shows no map, so its legend would explain nothing.
@@ -221,8 +224,10 @@ class AttentionDisplay:
         fresh = [n for n in self._composites() if n.GetNodeReferenceID(SHOWN) is None]
         if shown is None or not ours or not fresh:
             return
+        # A view may have been made clear, so the others tell.
+        opacity = max(node.GetForegroundOpacity() for node in ours)
         for composite in fresh:
-            self._layOver(composite, shown, ours[0].GetForegroundOpacity())
+            self._layOver(composite, shown, opacity)
         self._legendOn(shown)
 
     def _nodeRemoved(self, *_args) -> None:

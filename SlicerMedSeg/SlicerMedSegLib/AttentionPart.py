@@ -127,6 +127,7 @@ class AttentionPart:
         try:
             node = self._volume(chosen)
             self._display.show(node, self.ui.opacitySlider.value)
+            self._clearFollowed()
             self.shown = chosen
         except MedSegError as error:
             self._turnOff()
@@ -154,6 +155,15 @@ class AttentionPart:
                 self.probe.on(self._middleOfViews())
                 return self.probe.map
         return chosen.node
+
+    def _clearFollowed(self) -> None:
+        """The view that scrolls along the axis would be tinted evenly, which says nothing."""
+        if self.view is None or self.view.sliceNode is None:
+            return
+        name = self.view.sliceNode.GetLayoutName()
+        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", self.scene):
+            if composite.GetLayoutName() == name:
+                composite.SetForegroundOpacity(0)
 
     def _anyVolume(self):
         """A volume on the run's grid."""
@@ -227,6 +237,7 @@ class AttentionPart:
     def _onOpacity(self, value: float) -> None:
         if self.shown is not None:
             self._display.setOpacity(value)
+            self._clearFollowed()
 
     def _onWindow(self, low: float, high: float) -> None:
         if self.shown is not None and low < high:
@@ -275,7 +286,7 @@ class AttentionPart:
         self.ui.sliceFrame.setVisible(self.view is not None)
         self.ui.correlationFrame.setVisible(self.probe is not None)
         self.ui.correlationLabel.setText(
-            _("The map shows where the other image answers to the point. Drag the point, or:")
+            _("Where the other image answers to the point. Drag it, or place it anew.")
         )
         if self.view is not None:
             self._drawHeatMap()

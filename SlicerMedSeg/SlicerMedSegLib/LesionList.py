@@ -9,6 +9,7 @@ from .LesionTable import LesionRow, LesionTable
 from .Translation import _
 
 KEPT = 0
+ROW_PX = 24
 
 
 class LesionList:
@@ -37,6 +38,8 @@ class LesionList:
         self._columns: list[str] = []
         self._header = widget.horizontalHeader()
         widget.verticalHeader().hide()
+        widget.verticalHeader().setDefaultSectionSize(ROW_PX)
+        widget.horizontalHeader().setMinimumSectionSize(ROW_PX)
         self._signals = (
             (widget, "cellClicked(int,int)", self._onClicked),
             (widget, "currentCellChanged(int,int,int,int)", self._onCurrent),
@@ -71,6 +74,7 @@ class LesionList:
                 self._fillRow(n, row)
                 if current is not None and np.array_equal(row.voxels, current.voxels):
                     self._widget.setCurrentCell(n, max(self._widget.currentColumn(), 0))
+            self._widget.resizeColumnsToContents()
         finally:
             self._widget.blockSignals(blocked)
 

@@ -117,9 +117,8 @@ def test_the_maps_are_listed_by_kind(panel):
 def test_a_map_is_shown_and_off_gives_the_views_back(host, panel, nodes, tmp_path):
     ui, before, ids = panel.attentionUi, setUp(), nodeIds()
     host.screenshot(tmp_path / "before.png")
-    for name, key in (
-        ("Where: Decoder activation", "decoder"), ("Doubt: Uncertainty: entropy", "uncertainty_entropy"),
-    ):  # fmt: skip
+    doubt = ("Doubt: Uncertainty: entropy", "uncertainty_entropy")
+    for name, key in (("Where: Decoder activation", "decoder"), doubt):
         host.choose(ui.mapSelector, name)
         host.click(ui.showButton)
         assert ui.showButton.text == "Off"
@@ -159,6 +158,9 @@ def test_the_heat_maps_row_follows_as_the_user_scrolls(host, panel, nodes, tmp_p
     red = slicer.app.layoutManager().sliceWidget("Red")
     row = rowShown(panel)
     assert row == panel.attention.view.row
+    # The view that scrolls would be tinted evenly; the others show which slices are attended to.
+    opacities = {c.GetLayoutName(): c.GetForegroundOpacity() for c in composites()}
+    assert opacities == {"Red": 0.0, "Yellow": 0.6, "Green": 0.6}
     text = ui.sliceLabel.text
     host.wheel(red.sliceView(), 12)
     assert panel.attention.view.row == row + 3
@@ -213,7 +215,7 @@ def test_a_point_is_placed_by_a_click_and_its_map_follows(host, panel, nodes, tm
     assert interaction.GetCurrentInteractionMode() != slicer.vtkMRMLInteractionNode.Place
     left = [n for n in nodeIds() if n not in ids]
     assert (setUp(), left) == (before, [])
-    assert not (ui.correlationFrame.visible or ui.placeButton.checked)
+    assert (ui.correlationFrame.visible, ui.placeButton.checked) == (False, False)
 
 
 def test_a_point_that_the_user_deletes_ends_its_map(host, panel, nodes):
