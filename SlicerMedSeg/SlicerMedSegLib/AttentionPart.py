@@ -81,7 +81,7 @@ class AttentionPart:
         key = self.maps[selector.currentIndex].key if self._stillChosen() else None
         blocked = selector.blockSignals(True)
         selector.clear()
-        selector.addItems([f"{kindName(kindOf(m))}: {m.title}" for m in self.maps])
+        selector.addItems([_listed(m) for m in self.maps])
         at = [m.node is over for m in self.maps] if over is not None else []
         if True in at:
             self.shown = self.maps[at.index(True)]
@@ -115,7 +115,7 @@ class AttentionPart:
         return self.maps[n] if 0 <= n < len(self.maps) else None
 
     def _stillChosen(self) -> bool:
-        labels = [f"{kindName(kindOf(m))}: {m.title}" for m in self.maps]
+        labels = [_listed(m) for m in self.maps]
         n = self.ui.mapSelector.currentIndex
         return 0 <= n < len(labels) and self.ui.mapSelector.currentText == labels[n]
 
@@ -333,5 +333,11 @@ def kindName(kind: str) -> str:
         "spatial": _("Where"),
         "slice": _("Slices"),
         "correlation": _("Between images"),
-        "uncertainty": _("Doubt"),
+        "uncertainty": _("Uncertainty"),
     }[kind]
+
+
+def _listed(attentionMap: AttentionMap) -> str:
+    """How a map stands in the list: its kind, unless its title begins with it, and its title."""
+    kind = kindName(kindOf(attentionMap)) + ": "
+    return kind + attentionMap.title.removeprefix(kind)

@@ -40,12 +40,13 @@ class LesionList:
         widget.verticalHeader().hide()
         widget.verticalHeader().setDefaultSectionSize(ROW_PX)
         widget.horizontalHeader().setMinimumSectionSize(ROW_PX)
-        self._signals = (
+        self._signals: tuple[tuple, ...] = (
             (widget, "cellClicked(int,int)", self._onClicked),
             (widget, "currentCellChanged(int,int,int,int)", self._onCurrent),
             (widget, "cellChanged(int,int)", self._onChanged),
             (self._header, "sectionClicked(int)", self._onHeader),
         )
+        self._header.setHighlightSections(False)
         for sender, signal, slot in self._signals:
             sender.connect(signal, slot)
 

@@ -109,7 +109,7 @@ def test_the_maps_are_listed_by_kind(panel):
         "Where: Encoder activation",
         "Slices: Slice attention, axial",
         "Between images: T1 to FLAIR",
-        "Doubt: Uncertainty: entropy",
+        "Uncertainty: entropy",
     ]
     assert panel.attentionUi.showButton.text == "Show"
 
@@ -117,7 +117,7 @@ def test_the_maps_are_listed_by_kind(panel):
 def test_a_map_is_shown_and_off_gives_the_views_back(host, panel, nodes, tmp_path):
     ui, before, ids = panel.attentionUi, setUp(), nodeIds()
     host.screenshot(tmp_path / "before.png")
-    doubt = ("Doubt: Uncertainty: entropy", "uncertainty_entropy")
+    doubt = ("Uncertainty: entropy", "uncertainty_entropy")
     for name, key in (("Where: Decoder activation", "decoder"), doubt):
         host.choose(ui.mapSelector, name)
         host.click(ui.showButton)

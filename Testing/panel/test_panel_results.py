@@ -331,6 +331,30 @@ def test_a_run_without_its_provenance_has_nothing_to_reset_to(host, flair, nodes
     assert not panel.results.sliders.resetButton(LABEL).enabled
 
 
+def test_a_segment_that_the_user_removes_is_said_to_be_missing(host, panel, nodes):
+    nodes.segmentation.GetSegmentation().RemoveSegment("Segment_1")
+    settle(host)
+    assert "no segment of 'MS lesion'" in panel.resultsUi.messageLabel.text
+    assert "no segment of 'MS lesion'" in panel.results.sliders.reason(LABEL)
+    assert not panel.results.sliders.slider(LABEL).enabled
+    assert panel.resultsUi.lesionTable.rowCount == 0
+
+
+def test_no_event_of_a_drag_blocks_the_interface_for_long(host, panel):
+    import time
+
+    slider, spent = panel.results.sliders.slider(LABEL), []
+    for value in np.linspace(0.45, 0.1, 12):
+        start = time.thread_time()
+        slider.valueIsChanging.emit(float(value))
+        spent.append(time.thread_time() - start)
+    start = time.thread_time()
+    panel.results.refresh()
+    measured = time.thread_time() - start
+    print(f"step {np.median(spent) * 1000:.0f} ms, lesions measured {measured * 1000:.0f} ms")
+    assert np.median(spent) < 0.1
+
+
 def test_closing_the_part_leaves_no_observer_on_the_scene(host, panel):
     import slicer
 
