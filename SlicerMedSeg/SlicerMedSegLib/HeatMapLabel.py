@@ -25,7 +25,8 @@ class HeatMapLabel:
         pixmap = qt.QPixmap()
         # A picture that holds its own voxels: a QImage would look into numpy's memory.
         header = f"P6 {width} {height} 255\n".encode()
-        pixmap.loadFromData(qt.QByteArray(header + np.ascontiguousarray(picture).tobytes()))
+        # Nothing is quite black: where bytes pass as text, a zero would end them.
+        pixmap.loadFromData(qt.QByteArray(header + np.maximum(picture, 1).tobytes()))
         self._label.setFixedSize(width, height)
         self._label.setPixmap(pixmap)
 

@@ -114,17 +114,23 @@ class ResultsPart:
 
     def undo(self) -> None:
         """Take back the last drag, or what was last kept or dropped."""
-        history = self._segments.history if self._segments else None
-        if history is not None and history.IsRestorePreviousStateAvailable():
-            history.RestorePreviousState()
-            self._update()
+        self._restore(back=True)
 
     def redo(self) -> None:
         """Do again what was undone."""
-        history = self._segments.history if self._segments else None
-        if history is not None and history.IsRestoreNextStateAvailable():
+        self._restore(back=False)
+
+    def _restore(self, back: bool) -> None:
+        if self._segments is None or self.sliders is None:
+            return
+        # A drag that has not rested yet must not be continued in an older state.
+        self.sliders.finish()
+        history = self._segments.history
+        if back and history.IsRestorePreviousStateAvailable():
+            history.RestorePreviousState()
+        elif not back and history.IsRestoreNextStateAvailable():
             history.RestoreNextState()
-            self._update()
+        self._update()
 
     # The run
 

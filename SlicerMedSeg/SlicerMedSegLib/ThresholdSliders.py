@@ -32,7 +32,7 @@ class ThresholdSliders:
         self._rest = qt.QTimer()
         self._rest.setSingleShot(True)
         self._rest.setInterval(REST_MS)
-        self._rest.connect("timeout()", self._finish)
+        self._rest.connect("timeout()", self.finish)
         self._rows: dict[str, _Row] = {}
         for label in live.labels:
             row = self._rows[label] = _Row(frame, label, live)
@@ -64,7 +64,7 @@ class ThresholdSliders:
     def close(self) -> None:
         """Take the rows out of the panel; harmless when repeated."""
         self._rest.stop()
-        self._rest.disconnect("timeout()", self._finish)
+        self._rest.disconnect("timeout()", self.finish)
         rows, self._rows = self._rows, {}
         for row in rows.values():
             row.widget.hide()
@@ -90,9 +90,10 @@ class ThresholdSliders:
 
     def _settle(self, label: str, value: float) -> None:
         self._move(label, value)
-        self._finish()
+        self.finish()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """A drag has ended: the next change is a new step of undo."""
         self._rest.stop()
         self.live.finishDrag()
         self.refresh()

@@ -190,6 +190,8 @@ def test_a_click_on_the_heat_map_jumps_to_the_slice_that_is_attended_to(host, pa
 
 def test_a_point_is_placed_by_a_click_and_its_map_follows(host, panel, nodes, tmp_path):
     import slicer
+    from host.conversion import unwrap
+    from PySide6 import QtCore, QtTest
 
     ui, before, ids = panel.attentionUi, setUp(), nodeIds()
     host.choose(ui.mapSelector, "Between images: T1 to FLAIR")
@@ -203,13 +205,22 @@ def test_a_point_is_placed_by_a_click_and_its_map_follows(host, panel, nodes, tm
     assert slicer.mrmlScene.GetNodeByID(
         "vtkMRMLSelectionNodeSingleton"
     ).GetActivePlaceNodeID() == probe.point.GetID()  # fmt: skip
-    # The host's views have no markups; what a click does there is done here.
-    probe.point.AddControlPointWorld(20.0, -40.0, 20.0)
-    interaction.SetCurrentInteractionMode(slicer.vtkMRMLInteractionNode.ViewTransform)
+    view = slicer.app.layoutManager().sliceWidget("Red").sliceView()
+    host.wheel(view, 4)
+    QtTest.QTest.mouseMove(unwrap(view), QtCore.QPoint(250, 100))
+    host.wait(0)
+    host.click(view, (250, 100))
     host.wait(0)
     assert not ui.placeButton.checked
+    assert probe.point.GetNumberOfDefinedControlPoints() == 1
+    matrix = view.mrmlSliceNode().GetXYToRAS()
+    clicked = matrix.MultiplyPoint((250, unwrap(view).height() - 1 - 100, 0, 1))[:3]
+    placed = [0.0] * 3
+    probe.point.GetNthControlPointPositionWorld(0, placed)
+    assert placed == pytest.approx(clicked, abs=1.0)
     assert not np.array_equal(slicer.util.arrayFromVolume(probe.map), first)
     host.screenshot(tmp_path / "point.png")
+    host.wheel(view, -4)
     host.click(ui.placeButton)
     host.click(ui.showButton)
     assert interaction.GetCurrentInteractionMode() != slicer.vtkMRMLInteractionNode.Place

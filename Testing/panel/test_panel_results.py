@@ -115,6 +115,18 @@ def test_the_segment_follows_while_the_threshold_is_dragged(host, panel, nodes, 
     assert voxels(nodes, flair) == expected.sum()
 
 
+def test_a_drag_that_ends_where_it_began_is_no_part_of_the_next_one(host, panel, nodes, flair):
+    sliders, before = panel.results.sliders, voxels(nodes, flair)
+    sliders.slider(LABEL).valueIsChanging.emit(0.4)
+    sliders.slider(LABEL).valueIsChanging.emit(0.5)
+    host.wait(1100)
+    host.dragSlider(sliders.slider(LABEL), 0.2)
+    settle(host)
+    host.click(panel.resultsUi.undoButton)
+    assert (sliders.slider(LABEL).value, voxels(nodes, flair)) == (0.5, before)
+    assert panel.resultsUi.undoButton.enabled
+
+
 def test_a_typed_threshold_counts_and_reset_brings_back_the_models_own(host, panel, nodes, flair):
     before, sliders = voxels(nodes, flair), panel.results.sliders
     assert not sliders.resetButton(LABEL).enabled
