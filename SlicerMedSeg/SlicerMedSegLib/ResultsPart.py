@@ -121,11 +121,11 @@ class ResultsPart:
         self._restore(back=False)
 
     def _restore(self, back: bool) -> None:
-        if self._segments is None or self.sliders is None:
+        history = self._segments.history if self._segments else None
+        if history is None or self.sliders is None:
             return
         # A drag that has not rested yet must not be continued in an older state.
         self.sliders.finish()
-        history = self._segments.history
         if back and history.IsRestorePreviousStateAvailable():
             history.RestorePreviousState()
         elif not back and history.IsRestoreNextStateAvailable():
