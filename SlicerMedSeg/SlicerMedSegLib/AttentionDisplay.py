@@ -139,11 +139,15 @@ class AttentionDisplay:
         self._observers.clear()
         shown = self.shown
         for composite in self._composites():
-            if composite.GetNodeReferenceID(SHOWN) is None:
+            if composite.GetAttribute(OPACITY) is None:
                 continue
-            if composite.GetForegroundVolumeID() == composite.GetNodeReferenceID(SHOWN):
+            # Of a map that was deleted, or not saved with the scene, nothing is left but what was
+            # there before: the scene has emptied the foreground.
+            ours = composite.GetNodeReferenceID(SHOWN)
+            if composite.GetForegroundVolumeID() == ours or not composite.GetForegroundVolumeID():
+                before = composite.GetNodeReference(BEFORE)
                 with _fieldOfViewKept(composite):
-                    composite.SetForegroundVolumeID(composite.GetNodeReferenceID(BEFORE))
+                    composite.SetForegroundVolumeID(before.GetID() if before else None)
                     composite.SetForegroundOpacity(float(composite.GetAttribute(OPACITY) or 0))
                     composite.SetCompositing(int(composite.GetAttribute(COMPOSITING) or 0))
             for role in (SHOWN, BEFORE):
@@ -233,17 +237,6 @@ class AttentionDisplay:
     def _nodeRemoved(self, *_args) -> None:
         """The map itself was deleted: the views get back what they had."""
         if self.shown is None:
-            for composite in self._composites():
-                # The scene has emptied the foreground of a deleted volume already.
-                if composite.GetAttribute(OPACITY) and not composite.GetForegroundVolumeID():
-                    before = composite.GetNodeReference(BEFORE)
-                    composite.SetNodeReferenceID(SHOWN, None)
-                    composite.SetForegroundVolumeID(before.GetID() if before else None)
-                    composite.SetForegroundOpacity(float(composite.GetAttribute(OPACITY)))
-                    composite.SetCompositing(int(composite.GetAttribute(COMPOSITING) or 0))
-                    composite.RemoveNodeReferenceIDs(BEFORE)
-                    composite.RemoveAttribute(OPACITY)
-                    composite.RemoveAttribute(COMPOSITING)
             self.off()
 
 

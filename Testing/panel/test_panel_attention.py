@@ -323,3 +323,38 @@ def test_a_map_that_a_loaded_scene_shows_is_taken_over(tmp_path, ms_images, resu
         assert {c.GetForegroundVolumeID() for c in composites()} == {None}
         assert all("MedSeg" not in n for c in composites() for n in c.GetAttributeNames())
     fresh.check()
+
+
+def test_what_is_not_saved_with_the_scene_leaves_no_trace_in_the_loaded_one(
+    tmp_path, ms_images, result
+):
+    import slicer
+    from host import Host
+
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    with Host() as first:
+        flair = volumeNodeFromImage(ms_images["flair"], "FLAIR", first.core.scene)
+        t1 = volumeNodeFromImage(ms_images["t1"], "T1", first.core.scene)
+        slicer.util.setSliceViewerLayers(
+            background=flair, foreground=t1, foregroundOpacity=0.25, fit=True
+        )
+        addRun(first, flair, result)
+        panel = first.openModule(MODULE)
+        panel.show("run")
+        first.choose(panel.attentionUi.mapSelector, "Slices: Slice attention, axial")
+        first.click(panel.attentionUi.showButton)
+        bundle = first.core.saveScene(tmp_path / "scene.mrb")
+    first.check()
+    with Host() as fresh:
+        panel = fresh.openModule(MODULE)
+        fresh.core.loadScene(bundle)
+        panel.show("run")
+        fresh.wait(0)
+        assert panel.attentionUi.showButton.text == "Show"
+        for composite in composites():
+            foreground = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
+            assert foreground is not None
+            assert (foreground.GetName(), composite.GetForegroundOpacity()) == ("T1", 0.25)
+            assert all("MedSeg" not in name for name in composite.GetAttributeNames())
+    fresh.check()
