@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -75,3 +76,91 @@ def model_copy(shipped_model, tmp_path):
     target = tmp_path / "model" / shipped_model.path.name
     shutil.copytree(shipped_model.path, target)
     return ModelFolder.read(target)
+
+
+def resultFrom(probabilities, images, minMl=0.0, attention=(), threshold=0.5, affine=None):
+    """A Result as a predictor makes it, from probabilities by label name."""
+    from medsegcore.inference import Result
+    from medsegcore.inference.lesions import find_lesions, label_voxels
+    from medsegcore.models.schema import Label
+
+    grid = images["flair"].grid
+    if affine is not None:
+        grid = type(grid)(grid.shape, affine)
+    colors = [(230, 159, 0), (86, 180, 233), (0, 158, 115)]
+    labels = [
+        Label(value=n, name=name, color=colors[n - 1], threshold=threshold)
+        for n, name in enumerate(probabilities, 1)
+    ]
+    cut = {label.name: threshold for label in labels}
+    labelmap, lesions = find_lesions(
+        label_voxels(labels, probabilities, cut), grid, labels, probabilities,
+        {key: image.array for key, image in images.items()}, minMl,
+    )  # fmt: skip
+    return Result(
+        grid=grid, labels=labels, probabilities=probabilities, labelmap=labelmap,
+        attention=list(attention), lesions=lesions,
+        settings={"thresholds": cut, "min_lesion_ml": minMl}, provenance={"inputs": {}},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def rater_probability(ms_reference):
+    """The raters' mask blurred by 1 mm: float32, 0..1, 0.5 on the lesions' borders."""
+    from scipy import ndimage
+
+    mask = ms_reference.array.astype(np.float32)
+    return np.clip(ndimage.gaussian_filter(mask, 1.0), 0, 1)
+
+
+@pytest.fixture(scope="session")
+def make_result():
+    """`resultFrom`."""
+    return resultFrom
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="session")
+def slice_attention(ms_images):
+    """Which slices of the real FLAIR look alike, in slabs of four, as a matrix of attention."""
+    from medsegcore.imaging import reorient
+    from medsegcore.inference import SliceAttention
+
+    image = reorient(ms_images["flair"], "RAS")
+    slabs = image.array[:124].reshape(31, 4, *image.shape[1:]).mean(axis=1)[:, ::4, ::4]
+    features = slabs.reshape(31, -1) / 300.0
+    features -= features.mean(axis=1, keepdims=True)
+    centers = np.array([image.grid.to_ras([68.5, 78, 4 * n + 1.5]) for n in range(31)])
+    return SliceAttention(
+        "rsa_axial", "Slice attention, axial", "axial",
+        softmax(features @ features.T / 300).astype(np.float32), centers, np.array([0, 0, 1.0]),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def correlation_attention(ms_images):
+    """Where the FLAIR answers to each position of the T1, in blocks of 8 mm, by intensity."""
+    from medsegcore.imaging import reorient
+    from medsegcore.inference import CorrelationAttention
+
+    keys = {}
+    for key in ("t1", "flair"):
+        image = reorient(ms_images[key], "RAS")
+        slices = image.array[40:72:8, :152, :136].astype(np.float32)
+        blocks = slices.reshape(4, 19, 8, 17, 8)
+        features = np.stack([blocks.mean(axis=(2, 4)), blocks.std(axis=(2, 4))], axis=-1)
+        features = features.reshape(4, -1, 2)
+        keys[key] = (features - features.mean(axis=1, keepdims=True)) / features.std(axis=1)[
+            :, None
+        ]
+    maps = softmax(np.einsum("kpf,kqf->kpq", keys["t1"], keys["flair"]))
+    grid = reorient(ms_images["flair"], "RAS").grid
+    affine = grid.affine @ np.diag([8.0, 8, 8, 1])
+    affine[:3, 3] = grid.to_ras([3.5, 3.5, 40])
+    return CorrelationAttention(
+        "scff", "T1 to FLAIR", maps.reshape(4, 19, 17, 19, 17).astype(np.float16), affine
+    )

@@ -139,11 +139,15 @@ class AttentionDisplay:
         self._observers.clear()
         shown = self.shown
         for composite in self._composites():
-            if composite.GetNodeReferenceID(SHOWN) is None:
+            if composite.GetAttribute(OPACITY) is None:
                 continue
-            if composite.GetForegroundVolumeID() == composite.GetNodeReferenceID(SHOWN):
+            # Of a map that was deleted, or not saved with the scene, nothing is left but what was
+            # there before: the scene has emptied the foreground.
+            ours = composite.GetNodeReferenceID(SHOWN)
+            if composite.GetForegroundVolumeID() == ours or not composite.GetForegroundVolumeID():
+                before = composite.GetNodeReference(BEFORE)
                 with _fieldOfViewKept(composite):
-                    composite.SetForegroundVolumeID(composite.GetNodeReferenceID(BEFORE))
+                    composite.SetForegroundVolumeID(before.GetID() if before else None)
                     composite.SetForegroundOpacity(float(composite.GetAttribute(OPACITY) or 0))
                     composite.SetCompositing(int(composite.GetAttribute(COMPOSITING) or 0))
             for role in (SHOWN, BEFORE):
@@ -190,6 +194,9 @@ class AttentionDisplay:
             legend.SetTitleText(volumeNode.GetAttribute(TITLE) or volumeNode.GetName())
             legend.SetLabelFormat("%.2f")
             legend.SetNumberOfLabels(5)
+            legend.SetSize(0.1, 0.4)
+            legend.GetTitleTextProperty().SetFontSize(12)
+            legend.GetLabelTextProperty().SetFontSize(10)
         elif legend.GetAttribute(LEGEND) is None:
             legend.SetAttribute(LEGEND, str(legend.GetVisibility()))
         # The 3D view shows no map, so its legend would explain nothing.
@@ -221,24 +228,15 @@ class AttentionDisplay:
         fresh = [n for n in self._composites() if n.GetNodeReferenceID(SHOWN) is None]
         if shown is None or not ours or not fresh:
             return
+        # A view may have been made clear, so the others tell.
+        opacity = max(node.GetForegroundOpacity() for node in ours)
         for composite in fresh:
-            self._layOver(composite, shown, ours[0].GetForegroundOpacity())
+            self._layOver(composite, shown, opacity)
         self._legendOn(shown)
 
     def _nodeRemoved(self, *_args) -> None:
         """The map itself was deleted: the views get back what they had."""
         if self.shown is None:
-            for composite in self._composites():
-                # The scene has emptied the foreground of a deleted volume already.
-                if composite.GetAttribute(OPACITY) and not composite.GetForegroundVolumeID():
-                    before = composite.GetNodeReference(BEFORE)
-                    composite.SetNodeReferenceID(SHOWN, None)
-                    composite.SetForegroundVolumeID(before.GetID() if before else None)
-                    composite.SetForegroundOpacity(float(composite.GetAttribute(OPACITY)))
-                    composite.SetCompositing(int(composite.GetAttribute(COMPOSITING) or 0))
-                    composite.RemoveNodeReferenceIDs(BEFORE)
-                    composite.RemoveAttribute(OPACITY)
-                    composite.RemoveAttribute(COMPOSITING)
             self.off()
 
 

@@ -6,8 +6,7 @@ import slicer
 import vtk
 
 from medsegcore.errors import MissingInputError, SettingError
-from medsegcore.imaging import reorient
-from medsegcore.inference import CorrelationAttention, SliceAttention, SpatialAttention
+from medsegcore.inference import SpatialAttention
 from SlicerMedSegLib.AttentionDisplay import AttentionDisplay, attentionMaps
 from SlicerMedSegLib.CorrelationProbe import CorrelationProbe
 from SlicerMedSegLib.CorrelationStore import loadCorrelation
@@ -18,47 +17,6 @@ from SlicerMedSegLib.SceneViews import SliceView
 from SlicerMedSegLib.SliceAttentionView import SliceAttentionView
 
 SIZE = (200, 200)
-
-
-def softmax(x):
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-@pytest.fixture(scope="session")
-def slice_attention(ms_images):
-    """Which slices of the real FLAIR look alike, in slabs of four, as a matrix of attention."""
-    image = reorient(ms_images["flair"], "RAS")
-    slabs = image.array[:124].reshape(31, 4, *image.shape[1:]).mean(axis=1)[:, ::4, ::4]
-    features = slabs.reshape(31, -1) / 300.0
-    features -= features.mean(axis=1, keepdims=True)
-    centers = np.array([image.grid.to_ras([68.5, 78, 4 * n + 1.5]) for n in range(31)])
-    return SliceAttention(
-        "rsa_axial", "Slice attention, axial", "axial",
-        softmax(features @ features.T / 300).astype(np.float32), centers, np.array([0, 0, 1.0]),
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def correlation_attention(ms_images):
-    """Where the FLAIR answers to each position of the T1, in blocks of 8 mm, by intensity."""
-    keys = {}
-    for key in ("t1", "flair"):
-        image = reorient(ms_images[key], "RAS")
-        slices = image.array[40:72:8, :152, :136].astype(np.float32)
-        blocks = slices.reshape(4, 19, 8, 17, 8)
-        features = np.stack([blocks.mean(axis=(2, 4)), blocks.std(axis=(2, 4))], axis=-1)
-        features = features.reshape(4, -1, 2)
-        keys[key] = (features - features.mean(axis=1, keepdims=True)) / features.std(axis=1)[
-            :, None
-        ]
-    maps = softmax(np.einsum("kpf,kqf->kpq", keys["t1"], keys["flair"]))
-    grid = reorient(ms_images["flair"], "RAS").grid
-    affine = grid.affine @ np.diag([8.0, 8, 8, 1])
-    affine[:3, 3] = grid.to_ras([3.5, 3.5, 40])
-    return CorrelationAttention(
-        "scff", "T1 to FLAIR", maps.reshape(4, 19, 17, 19, 17).astype(np.float16), affine
-    )
 
 
 @pytest.fixture

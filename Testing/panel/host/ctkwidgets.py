@@ -72,7 +72,7 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
         return position.y() < HEADER_PX
 
     def sizeHint(self) -> QtCore.QSize:
-        inside = self.layout().sizeHint() if self.layout() and not self._collapsed else None
+        inside = self.layout().totalSizeHint() if self.layout() and not self._collapsed else None
         width = self.fontMetrics().horizontalAdvance(self.text()) + 40
         if inside is None:
             return QtCore.QSize(

@@ -29,7 +29,10 @@ class NamedSlice(SceneViews.SliceView):
         orientation, color = SLICES[name]
         SceneViews._View.__init__(
             self, core, size, slicer.vtkMRMLSliceViewDisplayableManagerFactory,
-            (*SceneViews.SLICE_MANAGERS, "vtkMRMLCrosshairDisplayableManager"),
+            (
+                *SceneViews.SLICE_MANAGERS, "vtkMRMLCrosshairDisplayableManager",
+                "vtkMRMLMarkupsDisplayableManager",
+            ),
         )  # fmt: skip
         self.renderer.GetActiveCamera().ParallelProjectionOn()
         self.image = SceneViews._SliceImage(self.renderer)

@@ -1,0 +1,364 @@
+"""The panel's part for results: thresholds, lesions, what is kept, and what goes into files."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+
+from medsegcore.errors import MedSegError
+
+from .AttentionDisplay import AttentionDisplay
+from .ExplainSheet import explainSheet
+from .LesionList import LesionList
+from .LesionTable import LesionRow, LesionTable
+from .LiveThreshold import LiveThreshold
+from .Observing import Observers, onSceneClose
+from .ResultToScene import findRuns
+from .RunSegments import RunSegments
+from .ThresholdSliders import ThresholdSliders
+from .Translation import _
+
+# Measuring all lesions takes longer than a frame of a drag may: it waits for a rest.
+MEASURE_AFTER_MS = 200
+
+
+class ResultsPart:
+    """Thresholds and lesions of one run of the scene.
+
+    Args:
+        ui: the named widgets of ResultsPart.ui.
+        scene: MRML scene.
+        runChanged: called with the run that the user chose, or that took the place of one that
+            left the scene (None when there is none).
+
+    Attributes:
+        run: as `findRuns` names it; None when none is shown.
+        sliders: ThresholdSliders of the run, None without one.
+        lesions: LesionList.
+    """
+
+    def __init__(self, ui, scene, runChanged: Callable[[str | None], None] | None = None) -> None:
+        self.ui, self.scene, self._runChanged = ui, scene, runChanged
+        self.run: str | None = None
+        self.sliders: ThresholdSliders | None = None
+        self._segments: RunSegments | None = None
+        self._table: LesionTable | None = None
+        self._runs: list[str] = []
+        self._timer = qt.QTimer()
+        self._timer.setSingleShot(True)
+        self._timer.connect("timeout()", self._update)
+        self.lesions = LesionList(ui.lesionTable, self._jump, self._keep, lambda: self._soon(0))
+        self._signals: list[tuple] = [
+            (ui.runSelector, "activated(int)", self._onRunChosen),
+            (ui.minVolumeSpinBox, "valueChanged(double)", self._onFilter),
+            (ui.minProbabilitySpinBox, "valueChanged(double)", self._onFilter),
+            (ui.undoButton, "clicked()", self.undo),
+            (ui.redoButton, "clicked()", self.redo),
+            (ui.copyButton, "clicked()", self._copy),
+            (ui.saveCsvButton, "clicked()", self._saveCsv),
+            (ui.savePictureButton, "clicked()", self._savePicture),
+        ]
+        for keys, slot in (("Ctrl+Z", self.undo), ("Ctrl+Y", self.redo)):
+            shortcut = qt.QShortcut(ui.resultsBox)
+            shortcut.setKey(qt.QKeySequence(keys))
+            shortcut.setContext(qt.Qt.WidgetWithChildrenShortcut)
+            # The application's own Undo may have the same key.
+            for signal in ("activated()", "activatedAmbiguously()"):
+                self._signals.append((shortcut, signal, slot))
+        for sender, signal, slot in self._signals:
+            sender.connect(signal, slot)
+        self._observers = Observers()
+        onSceneClose(self._observers, scene, self._sceneCloses)
+        self._observers.add(
+            scene, slicer.vtkMRMLScene.NodeRemovedEvent, lambda *_a: self._nodeRemoved()
+        )
+        self.refresh()
+
+    # What the panel says
+
+    def setRun(self, run: str | None) -> None:
+        """Show a run of the scene, or none."""
+        if run != self.run or self._segments is None:
+            self._release()
+            self.run = run if run in findRuns(self.scene) else None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the scene anew: its runs, and the segments of the one that is shown."""
+        runs = list(findRuns(self.scene))
+        if self.run is not None and self.run not in runs:
+            self._release()
+            self.run = None
+        self._showRuns(runs)
+        if self.run is not None and self._segments is None:
+            self._open()
+        self._update()
+
+    def close(self) -> None:
+        """Let go of scene and widgets; harmless when repeated."""
+        self._release()
+        self.run = None
+        self._observers.clear()
+        self.lesions.close()
+        signals, self._signals = self._signals, []
+        for sender, signal, slot in signals:
+            sender.disconnect(signal, slot)
+            if sender.className() == "QShortcut":
+                sender.setEnabled(False)
+
+    # Undo
+
+    def undo(self) -> None:
+        """Take back the last drag, or what was last kept or dropped."""
+        self._restore(back=True)
+
+    def redo(self) -> None:
+        """Do again what was undone."""
+        self._restore(back=False)
+
+    def _restore(self, back: bool) -> None:
+        history = self._segments.history if self._segments else None
+        if history is None or self.sliders is None:
+            return
+        # A drag that has not rested yet must not be continued in an older state.
+        self.sliders.finish()
+        if back and history.IsRestorePreviousStateAvailable():
+            history.RestorePreviousState()
+        elif not back and history.IsRestoreNextStateAvailable():
+            history.RestoreNextState()
+        self._update()
+
+    # The run
+
+    def _open(self) -> None:
+        assert self.run is not None
+        try:
+            self._segments = RunSegments(self.scene, self.run)
+            self._table = LesionTable(self._segments)
+        except MedSegError as error:
+            self._release()
+            self._say(str(error))
+            return
+        self._table.watch(lambda: self._soon(MEASURE_AFTER_MS))
+        self.sliders = ThresholdSliders(
+            self.ui.thresholdsFrame, LiveThreshold(self._segments), self._defaults(), self._failed
+        )
+
+    def _release(self) -> None:
+        self._timer.stop()
+        if self.sliders is not None:
+            self.sliders.close()
+        if self._table is not None:
+            self._table.close()
+        if self._segments is not None:
+            self._segments.close()
+        self.sliders = self._table = self._segments = None
+        self._say("")
+
+    def _defaults(self) -> dict[str, float]:
+        """The thresholds that the model cut at, from the run's provenance."""
+        nodes = findRuns(self.scene).get(self.run or "", {}).get("provenance", [])
+        try:
+            told = json.loads(nodes[0].GetText())["settings"]["thresholds"] if nodes else {}
+            return {str(label): float(value) for label, value in told.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            # The text is the user's to edit; without it there is nothing to reset to.
+            return {}
+
+    def _showRuns(self, runs: list[str]) -> None:
+        selector = self.ui.runSelector
+        if runs != self._runs or selector.count != len(runs):
+            self._runs = runs
+            selector.clear()
+            selector.addItems(runs)
+        selector.setCurrentIndex(runs.index(self.run) if self.run in runs else -1)
+        for widget in (selector, self.ui.runLabel):
+            widget.setVisible(len(runs) > 1 or (self.run is None and len(runs) > 0))
+
+    def _onRunChosen(self, n: int) -> None:
+        if 0 <= n < len(self._runs) and self._runs[n] != self.run:
+            self.setRun(self._runs[n])
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._runChanged is not None:
+            self._runChanged(self.run)
+
+    def _sceneCloses(self) -> None:
+        self._release()
+        had, self.run = self.run, None
+        self._showRuns([])
+        self._update()
+        if had is not None:
+            self._tell()
+
+    def _nodeRemoved(self) -> None:
+        if self.scene.IsClosing() or not self._runs:
+            return
+        nodes = findRuns(self.scene)
+        whole = self.run is None or (
+            nodes.get(self.run, {}).get("segmentation")
+            and nodes.get(self.run, {}).get("probability")
+        )
+        if whole and list(nodes) == self._runs:
+            return
+        had = self.run
+        if not whole:
+            self._release()
+        self.refresh()
+        if self.run != had:
+            self._tell()
+
+    # What is shown
+
+    def _soon(self, milliseconds: int) -> None:
+        self._timer.start(milliseconds)
+
+    def _update(self) -> None:
+        """Measure, and show everything as it is now."""
+        self._timer.stop()
+        table = self._table
+        if table is not None and self.sliders is not None:
+            self.sliders.refresh()
+            try:
+                table.update()
+                self._say("")
+                self._fill()
+            except MedSegError as error:
+                self.lesions.clear()
+                self._say(str(error))
+        else:
+            self.lesions.clear()
+            self.ui.totalsLabel.setText("")
+            if self.run is None:
+                self._say(_("Results appear here after a run."))
+        self._enable()
+
+    def _fill(self) -> None:
+        assert self._table is not None
+        rows = self._shownRows()
+        self.lesions.fill(self._table, rows)
+        count, volume = self._table.totals()
+        every = len(self._table.rows())
+        text = _("{count} of {every} lesions kept, {volume:.2f} ml").format(
+            count=count, every=every, volume=volume
+        )
+        if len(rows) < every:
+            text += "; " + _("{shown} shown by the filter").format(shown=len(rows))
+        self.ui.totalsLabel.setText(text)
+
+    def _shownRows(self) -> list[LesionRow]:
+        assert self._table is not None
+        columns = self._table.columns()
+        sortBy = self.lesions.sortBy if self.lesions.sortBy in columns else "volume_ml"
+        return self._table.rows(
+            sortBy,
+            self.lesions.descending,
+            self.ui.minVolumeSpinBox.value,
+            self.ui.minProbabilitySpinBox.value,
+        )
+
+    def _enable(self) -> None:
+        history = self._segments.history if self._segments else None
+        there = self._table is not None
+        some = there and bool(self._table.rows()) if self._table else False
+        self.ui.undoButton.setEnabled(bool(history and history.IsRestorePreviousStateAvailable()))
+        self.ui.redoButton.setEnabled(bool(history and history.IsRestoreNextStateAvailable()))
+        for widget in (self.ui.copyButton, self.ui.saveCsvButton, self.ui.savePictureButton):
+            widget.setEnabled(some)
+        for widget in (
+            self.ui.lesionTable, self.ui.minVolumeSpinBox, self.ui.minProbabilitySpinBox,
+        ):  # fmt: skip
+            widget.setEnabled(there)
+
+    def _say(self, text: str) -> None:
+        self.ui.messageLabel.setText(text)
+        self.ui.messageLabel.setVisible(bool(text))
+
+    def _failed(self, error: MedSegError) -> None:
+        self._say(str(error))
+
+    # What the user does in the table
+
+    def _onFilter(self, value: float) -> None:
+        if self._table is not None:
+            self._fill()
+
+    def _jump(self, row: LesionRow) -> None:
+        if self._table is not None:
+            self._table.jumpTo(row)
+
+    def _keep(self, row: LesionRow, kept: bool) -> None:
+        if self._table is None:
+            return
+        try:
+            self._table.setKept([row], kept)
+        except MedSegError as error:
+            self._failed(error)
+        # The item that was clicked is still in the hands of Qt: the table is filled afterwards.
+        self._soon(0)
+
+    # Files and clipboard
+
+    def _copy(self) -> None:
+        if self._table is not None:
+            qt.QApplication.clipboard().setText(self._table.text(self._shownRows()))
+
+    def _saveCsv(self) -> None:
+        path = self._askPath(_("Save the lesions"), _("lesions"), ".csv", _("Table"))
+        if path is not None and self._table is not None:
+            self._write(lambda table: table.saveCsv(path, self._shownRows()))
+
+    def _savePicture(self) -> None:
+        path = self._askPath(_("Save a picture"), _("explained"), ".png", _("Picture"))
+        if path is None:
+            return
+
+        def draw(table: LesionTable) -> None:
+            display = AttentionDisplay(self.scene)
+            overlay = display.shown
+            display.close()
+            explainSheet(table, self._inputNode(table), path, overlay)
+
+        self._write(draw)
+
+    def _write(self, write: Callable[[LesionTable], Any]) -> None:
+        if self._table is None:
+            return
+        try:
+            write(self._table)
+        except MedSegError as error:
+            slicer.util.errorDisplay(str(error))
+
+    def _inputNode(self, table: LesionTable):
+        """The input that the user looks at, or else the first one."""
+        nodes = list(table.inputs.values())
+        for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", self.scene):
+            for node in nodes:
+                if node.GetID() == composite.GetBackgroundVolumeID():
+                    return node
+        return nodes[0] if nodes else None
+
+    def _askPath(self, caption: str, what: str, suffix: str, kind: str) -> Path | None:
+        """Where to save; None when the user thinks better of it."""
+        stem = re.sub(r"[^\w .()-]+", "_", f"{self.run} {what}")
+        folder = self.scene.GetRootDirectory() or ""
+        chosen = qt.QFileDialog.getSaveFileName(
+            slicer.util.mainWindow(), caption, str(Path(folder) / (stem + suffix)),
+            f"{kind} (*{suffix})",
+        )  # fmt: skip
+        if not chosen:
+            return None
+        path = Path(chosen)
+        if path.suffix.lower() == suffix:
+            return path
+        path = path.with_name(path.name + suffix)
+        # The file dialog has asked about the name without the suffix only.
+        question = _("There is a file '{name}' already. Replace it?").format(name=path.name)
+        if path.exists() and not slicer.util.confirmYesNoDisplay(question):
+            return None
+        return path

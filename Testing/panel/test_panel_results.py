@@ -1,0 +1,376 @@
+"""A radiologist's hands on the results: thresholds, lesions, undo, files."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MODULE = Path(__file__).resolve().parent / "PanelParts" / "PanelParts.py"
+LABEL = "MS lesion"
+
+
+def addRun(host, flair, result, name="run"):
+    from SlicerMedSegLib.ResultToScene import addResultToScene, rememberInputs
+
+    nodes = addResultToScene(result, host.core.scene, flair, name)
+    rememberInputs(nodes.segmentation, {"flair": flair})
+    return nodes
+
+
+def showFlair(host, images):
+    import slicer
+
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    node = volumeNodeFromImage(images["flair"], "FLAIR", host.core.scene)
+    slicer.util.setSliceViewerLayers(background=node, fit=True)
+    return node
+
+
+@pytest.fixture
+def result(rater_probability, ms_images, make_result):
+    """What a perfect network would answer for the sample."""
+    return make_result({LABEL: rater_probability}, ms_images, minMl=0.02)
+
+
+@pytest.fixture
+def nodes(host, flair, result):
+    return addRun(host, flair, result)
+
+
+@pytest.fixture
+def panel(host, nodes):
+    opened = host.openModule(MODULE)
+    opened.show("run")
+    opened.attentionUi.attentionBox.collapsed = True
+    host.wait(0)
+    return opened
+
+
+def voxels(nodes, flair):
+    import slicer
+
+    array = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "Segment_1", flair)
+    return int((array > 0).sum())
+
+
+def cell(panel, n, title):
+    table = panel.resultsUi.lesionTable
+    titles = [
+        table.horizontalHeaderItem(c).text().replace("\n", " ") for c in range(table.columnCount)
+    ]
+    return table.item(n, titles.index(title))
+
+
+def column(panel, title):
+    return [cell(panel, n, title).text() for n in range(panel.resultsUi.lesionTable.rowCount)]
+
+
+def clickCell(host, panel, n, title):
+    """A click on a cell; on its box where it has one."""
+    table = panel.resultsUi.lesionTable
+    item = cell(panel, n, title)
+    table.scrollToItem(item)
+    box = table.visualItemRect(item)
+    x = box.x() + 8 if title == "Keep" else box.center().x()
+    host.click(table.viewport(), (x, box.center().y()))
+
+
+def clickTitle(host, panel, title):
+    from host.conversion import unwrap
+
+    table = panel.resultsUi.lesionTable
+    titles = [
+        table.horizontalHeaderItem(c).text().replace("\n", " ") for c in range(table.columnCount)
+    ]
+    header = unwrap(table.horizontalHeader())
+    section = titles.index(title)
+    x = header.sectionViewportPosition(section) + header.sectionSize(section) // 2
+    host.click(table.horizontalHeader().viewport(), (x, header.height() // 2))
+
+
+def settle(host):
+    host.wait(250)
+
+
+def test_the_segment_follows_while_the_threshold_is_dragged(host, panel, nodes, flair, result):
+    slider = panel.results.sliders.slider(LABEL)
+    assert slider.value == 0.5
+    seen = [voxels(nodes, flair)]
+    slider.connect("valueIsChanging(double)", lambda: seen.append(voxels(nodes, flair)))
+    host.dragSlider(slider, 0.2)
+    assert len(set(seen)) > 3
+    assert seen == sorted(seen)
+    expected = result.relabel({LABEL: slider.value}, 0.02).labelmap > 0
+    assert abs(slider.value - 0.2) < 0.02
+    assert voxels(nodes, flair) == expected.sum()
+    # One drag is one step of undo.
+    settle(host)
+    host.click(panel.resultsUi.undoButton)
+    assert (slider.value, voxels(nodes, flair)) == (0.5, seen[0])
+    assert not panel.resultsUi.undoButton.enabled
+    host.click(panel.resultsUi.redoButton)
+    assert voxels(nodes, flair) == expected.sum()
+
+
+def test_a_drag_that_ends_where_it_began_is_no_part_of_the_next_one(host, panel, nodes, flair):
+    sliders, before = panel.results.sliders, voxels(nodes, flair)
+    sliders.slider(LABEL).valueIsChanging.emit(0.4)
+    sliders.slider(LABEL).valueIsChanging.emit(0.5)
+    host.wait(1100)
+    host.dragSlider(sliders.slider(LABEL), 0.2)
+    settle(host)
+    host.click(panel.resultsUi.undoButton)
+    assert (sliders.slider(LABEL).value, voxels(nodes, flair)) == (0.5, before)
+    assert panel.resultsUi.undoButton.enabled
+
+
+def test_a_typed_threshold_counts_and_reset_brings_back_the_models_own(host, panel, nodes, flair):
+    before, sliders = voxels(nodes, flair), panel.results.sliders
+    assert not sliders.resetButton(LABEL).enabled
+    host.type(sliders.slider(LABEL).findChild("QDoubleSpinBox"), "0.80")
+    assert voxels(nodes, flair) < before
+    assert panel.results.sliders.live.threshold(LABEL) == 0.8
+    host.click(sliders.resetButton(LABEL))
+    assert (sliders.slider(LABEL).value, voxels(nodes, flair)) == (0.5, before)
+
+
+def test_an_edited_segment_is_left_alone_and_the_panel_says_why(
+    host, panel, nodes, flair, tmp_path
+):
+    import slicer
+
+    array = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "Segment_1", flair)
+    array = array.copy()
+    array[60:63, 60:63, 60:63] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(array, nodes.segmentation, "Segment_1", flair)
+    edited = voxels(nodes, flair)
+    settle(host)
+    sliders = panel.results.sliders
+    assert "Edited by hand" in sliders.reason(LABEL)
+    with pytest.raises(AssertionError, match="not enabled"):
+        host.click(sliders.resetButton(LABEL))
+    with pytest.raises(AssertionError, match="not enabled"):
+        host.dragSlider(sliders.slider(LABEL), 0.2)
+    assert voxels(nodes, flair) == edited
+    host.screenshot(tmp_path / "edited.png")
+
+
+def test_lesions_are_sorted_by_the_titles(host, panel):
+    volumes = [float(v) for v in column(panel, "Volume [ml]")]
+    assert len(volumes) > 5
+    assert volumes == sorted(volumes, reverse=True)
+    clickTitle(host, panel, "Volume [ml]")
+    assert [float(v) for v in column(panel, "Volume [ml]")] == sorted(volumes)
+    clickTitle(host, panel, "Mean prob.")
+    chances = [float(v) for v in column(panel, "Mean prob.")]
+    assert chances == sorted(chances, reverse=True)
+    assert [float(v) for v in column(panel, "Volume [ml]")] != sorted(volumes)
+
+
+def test_small_and_improbable_lesions_are_hidden_not_dropped(host, panel, nodes, flair):
+    before, count = voxels(nodes, flair), panel.resultsUi.lesionTable.rowCount
+    host.type(panel.resultsUi.minVolumeSpinBox, "0.1")
+    volumes = [float(v) for v in column(panel, "Volume [ml]")]
+    assert 0 < len(volumes) < count
+    assert min(volumes) >= 0.1
+    assert f"{len(volumes)} shown by the filter" in panel.resultsUi.totalsLabel.text
+    assert f"{count} of {count} lesions kept" in panel.resultsUi.totalsLabel.text
+    host.type(panel.resultsUi.minProbabilitySpinBox, "0.75")
+    assert panel.resultsUi.lesionTable.rowCount < len(volumes)
+    assert voxels(nodes, flair) == before
+
+
+def test_a_lesion_is_dropped_and_comes_back_by_undo(host, panel, nodes, flair, qt):
+    before, ui = voxels(nodes, flair), panel.resultsUi
+    totals = ui.totalsLabel.text
+    volume = float(cell(panel, 0, "Volume [ml]").text())
+    clickCell(host, panel, 0, "Keep")
+    settle(host)
+    assert cell(panel, 0, "Keep").checkState() == qt.Qt.Unchecked
+    assert voxels(nodes, flair) == pytest.approx(before - volume * 1000, abs=1)
+    count = ui.lesionTable.rowCount
+    assert f"{count - 1} of {count} lesions kept" in ui.totalsLabel.text
+    host.key(ui.lesionTable, qt.Qt.Key_Z, qt.Qt.ControlModifier)
+    assert voxels(nodes, flair) == before
+    assert ui.totalsLabel.text == totals
+    host.click(ui.redoButton)
+    assert voxels(nodes, flair) < before
+    # A check mark again puts it back as well.
+    clickCell(host, panel, 0, "Keep")
+    settle(host)
+    assert (voxels(nodes, flair), ui.totalsLabel.text) == (before, totals)
+
+
+def test_a_click_on_a_lesion_jumps_there_in_all_views(host, panel, tmp_path):
+    import slicer
+
+    clickCell(host, panel, 3, "Volume [ml]")
+    center = [float(cell(panel, 3, f"{axis} [mm]").text()) for axis in "RAS"]
+    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        matrix = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS())
+        assert np.allclose(matrix[:3, 3], center, atol=0.1)
+    host.screenshot(tmp_path / "jump.png")
+
+
+def test_the_list_is_copied_as_it_is_shown(host, panel, qt):
+    host.type(panel.resultsUi.minVolumeSpinBox, "0.1")
+    host.click(panel.resultsUi.copyButton)
+    lines = qt.QApplication.clipboard().text().splitlines()
+    assert lines[0].split("\t")[2] == "volume_ml"
+    volumes = [f"{float(line.split(chr(9))[2]):.3f}" for line in lines[1:-2]]
+    assert volumes == column(panel, "Volume [ml]")
+    assert "lesions kept" in lines[-1]
+
+
+def test_the_list_is_saved_as_csv_with_its_suffix(host, panel, tmp_path):
+    host.dialogs.expect("Save the lesions", str(tmp_path / "mine"))
+    host.click(panel.resultsUi.saveCsvButton)
+    with (tmp_path / "mine.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [f"{float(row['volume_ml']):.3f}" for row in rows] == column(panel, "Volume [ml]")
+    assert "mean_flair" in rows[0]
+    # The name without the suffix was free, the file with it is not.
+    (tmp_path / "mine.csv").write_text("precious")
+    host.dialogs.expect("Save the lesions", str(tmp_path / "mine"))
+    host.dialogs.expect("There is a file 'mine.csv' already", "No")
+    host.click(panel.resultsUi.saveCsvButton)
+    assert (tmp_path / "mine.csv").read_text() == "precious"
+    host.dialogs.expect("Save the lesions", "")
+    host.click(panel.resultsUi.saveCsvButton)
+    host.dialogs.expect("Save the lesions", str(tmp_path / "no such folder" / "a.csv"))
+    host.dialogs.expect("no such folder", "OK")
+    host.click(panel.resultsUi.saveCsvButton)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.csv"]
+
+
+def test_the_explaining_picture_is_saved(host, panel, tmp_path):
+    from PIL import Image
+
+    host.dialogs.expect("Save a picture", str(tmp_path / "sheet.png"))
+    host.click(panel.resultsUi.savePictureButton)
+    picture = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    assert picture.shape[1] > 1000
+    assert picture.std() > 30
+
+
+def test_a_second_run_is_chosen_from_the_list(host, panel, flair, result):
+    assert not panel.resultsUi.runSelector.visible
+    second = addRun(host, flair, result.relabel({LABEL: 0.8}, 0.02), "second")
+    panel.show("second")
+    assert panel.results.sliders.slider(LABEL).value == 0.8
+    host.choose(panel.resultsUi.runSelector, "run")
+    assert (panel.chosen, panel.attention.run) == (["run"], "run")
+    assert panel.results.sliders.slider(LABEL).value == 0.5
+    host.choose(panel.resultsUi.runSelector, "second")
+    import slicer
+
+    slicer.mrmlScene.RemoveNode(second.segmentation)
+    host.wait(0)
+    assert "no segmentation" in panel.resultsUi.messageLabel.text
+    assert panel.resultsUi.lesionTable.rowCount == 0
+    host.choose(panel.resultsUi.runSelector, "run")
+    assert panel.resultsUi.lesionTable.rowCount > 5
+
+
+def test_a_closed_scene_leaves_an_empty_panel_that_works(host, panel, nodes, flair, result):
+    import slicer
+
+    from medsegcore.imaging import Image
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    image = Image(slicer.util.arrayFromVolume(flair).copy(), result.grid.affine)
+    host.dragSlider(panel.results.sliders.slider(LABEL), 0.3)
+    slicer.mrmlScene.Clear()
+    settle(host)
+    ui = panel.resultsUi
+    assert (panel.results.run, ui.lesionTable.rowCount) == (None, 0)
+    assert panel.chosen[-1] is None
+    assert not any((ui.saveCsvButton.enabled, ui.undoButton.enabled, ui.runSelector.visible))
+    assert "after a run" in ui.messageLabel.text
+    again = volumeNodeFromImage(image, "FLAIR", slicer.mrmlScene)
+    addRun(host, again, result, "new")
+    panel.show("new")
+    assert ui.lesionTable.rowCount > 5
+
+
+def test_a_saved_scene_goes_on_in_a_fresh_application(tmp_path, ms_images, result):
+    from host import Host
+
+    with Host() as first:
+        flair = showFlair(first, ms_images)
+        nodes = addRun(first, flair, result)
+        panel = first.openModule(MODULE)
+        panel.show("run")
+        first.wait(0)
+        first.dragSlider(panel.results.sliders.slider(LABEL), 0.3)
+        settle(first)
+        clickCell(first, panel, 1, "Keep")
+        settle(first)
+        threshold = panel.results.sliders.slider(LABEL).value
+        assert threshold < 0.4
+        totals, count = panel.resultsUi.totalsLabel.text, voxels(nodes, flair)
+        bundle = first.core.saveScene(tmp_path / "scene.mrb")
+    first.check()
+    with Host() as fresh:
+        panel = fresh.openModule(MODULE)
+        fresh.core.loadScene(bundle)
+        import slicer
+
+        panel.show("run")
+        fresh.wait(0)
+        slider = panel.results.sliders.slider(LABEL)
+        assert (slider.value, slider.enabled) == (threshold, True)
+        assert panel.resultsUi.totalsLabel.text == totals
+        node = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+        volume = slicer.mrmlScene.GetFirstNodeByName("FLAIR")
+        array = slicer.util.arrayFromSegmentBinaryLabelmap(node, "Segment_1", volume)
+        assert (array > 0).sum() == count
+        fresh.click(panel.results.sliders.resetButton(LABEL))
+        assert slider.value == 0.5
+    fresh.check()
+
+
+def test_a_run_without_its_provenance_has_nothing_to_reset_to(host, flair, nodes):
+    nodes.provenance.SetText(json.dumps({"settings": None}))
+    panel = host.openModule(MODULE)
+    panel.show("run")
+    host.wait(0)
+    host.dragSlider(panel.results.sliders.slider(LABEL), 0.3)
+    assert panel.results.sliders.slider(LABEL).value < 0.4
+    assert not panel.results.sliders.resetButton(LABEL).enabled
+
+
+def test_a_segment_that_the_user_removes_is_said_to_be_missing(host, panel, nodes):
+    nodes.segmentation.GetSegmentation().RemoveSegment("Segment_1")
+    settle(host)
+    assert "no segment of 'MS lesion'" in panel.resultsUi.messageLabel.text
+    assert "no segment of 'MS lesion'" in panel.results.sliders.reason(LABEL)
+    assert not panel.results.sliders.slider(LABEL).enabled
+    assert panel.resultsUi.lesionTable.rowCount == 0
+
+
+def test_no_event_of_a_drag_blocks_the_interface_for_long(host, panel):
+    import time
+
+    slider, spent = panel.results.sliders.slider(LABEL), []
+    for value in np.linspace(0.45, 0.1, 12):
+        start = time.thread_time()
+        slider.valueIsChanging.emit(float(value))
+        spent.append(time.thread_time() - start)
+    start = time.thread_time()
+    panel.results.refresh()
+    measured = time.thread_time() - start
+    print(f"step {np.median(spent) * 1000:.0f} ms, lesions measured {measured * 1000:.0f} ms")
+    assert np.median(spent) < 0.1
+
+
+def test_closing_the_part_leaves_no_observer_on_the_scene(host, panel):
+    import slicer
+
+    panel.cleanup()
+    slicer.mrmlScene.Clear()
+    host.wait(250)
+    assert panel.chosen == []
