@@ -76,6 +76,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self.modelPart = self.inputsPart = self.runPart = None
+        self.resultsPart = self.attentionPart = None
         self._parameterNode = None
         self._guiTags: list = []
         self._partUis: list = []
@@ -85,8 +86,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ScriptedLoadableModuleWidget.setup(self)
         addCoreToPath()
         try:
+            from SlicerMedSegLib.AttentionPart import AttentionPart
             from SlicerMedSegLib.InputsPart import InputsPart
             from SlicerMedSegLib.ModelPart import ModelPart
+            from SlicerMedSegLib.ResultsPart import ResultsPart
             from SlicerMedSegLib.RunPart import RunPart
         except ModuleNotFoundError as error:
             self._sayMissing(error)
@@ -101,10 +104,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.runPart = RunPart(runUi, scene, self._runFinished, self._deviceChanged)
         self.inputsPart = InputsPart(inputsUi, scene, self._inputsChanged)
         self.modelPart = ModelPart(modelUi, self._modelChanged)
-        # RESULTS AND ATTENTION: their parts are loaded into these two sections here, told of a
-        # run in _runFinished, and closed in cleanup.
-        self.ui.resultsSection.visible = False
-        self.ui.attentionSection.visible = False
+        resultsUi = self._load("ResultsPart", self.ui.resultsSection.layout())
+        attentionUi = self._load("AttentionPart", self.ui.attentionSection.layout())
+        self.attentionPart = AttentionPart(attentionUi, scene)
+        self.resultsPart = ResultsPart(resultsUi, scene, self.attentionPart.setRun)
         self.addObserver(scene, scene.StartCloseEvent, self._sceneStartsClosing)
         self.addObserver(scene, scene.EndCloseEvent, self._sceneChanged)
         self.addObserver(scene, scene.EndImportEvent, self._sceneChanged)
@@ -128,7 +131,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The panel goes: with the application, or before it is reloaded."""
         self.removeObservers()
         self.setParameterNode(None)
-        for part in (self.modelPart, self.inputsPart, self.runPart):
+        parts = (
+            self.modelPart, self.inputsPart, self.runPart, self.attentionPart, self.resultsPart
+        )  # fmt: skip
+        for part in parts:
             if part is not None:
                 part.close()
 
@@ -139,8 +145,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.initializeParameterNode()
 
     def exit(self) -> None:
-        """Another module is shown; a run goes on."""
+        """Another module is shown; a run goes on, and the views are the user's again."""
         self.setParameterNode(None)
+        if self.attentionPart is not None:
+            self.attentionPart.off()
 
     # The scene.
 
@@ -223,6 +231,13 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _runFinished(self, nodes) -> None:
         """A result is in the scene."""
+        from SlicerMedSegLib.NodeNames import RUN
+
+        run = nodes.segmentation.GetAttribute(RUN)
+        self.resultsPart.refresh()
+        self.resultsPart.setRun(run)
+        self.attentionPart.setRun(run)
+        self.ui.resultsSection.collapsed = False
 
 
 class SlicerMedSegLogic(ScriptedLoadableModuleLogic):

@@ -2,9 +2,9 @@
 
     python Testing/benchmarks/networks.py            # writes Testing/benchmarks/networks.md
 
-Parameters and operations are counted on torch's "meta" device. Time and memory are of one forward
-pass in evaluation mode, each network in a process of its own; time also as the ratio to a U-Net
-of MONAI with the same dimensions and size of input, measured alternately in the same process.
+All are of one forward pass in evaluation mode, each network in a process of its own; time also as
+the ratio to a U-Net of MONAI with the same dimensions and size of input, measured alternately in
+the same process.
 """
 
 import json
@@ -48,17 +48,6 @@ ROWS: list[tuple[str, dict[str, Any], tuple[int, ...], str, str]] = [
 ]
 
 
-def counted(name: str, config: dict[str, Any], size: tuple[int, ...]) -> tuple[float, float]:
-    """(parameters in millions, giga-operations of the products in one forward pass)."""
-    with torch.device("meta"):
-        network = create_network(name, config).eval()
-        x = torch.empty(1, network.config.in_channels, *size)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x)
-    parameters = sum(p.numel() for p in network.parameters())
-    return parameters / 1e6, counter.get_total_flops() / 1e9
-
-
 def measured(name: str, config: dict[str, Any], size: tuple[int, ...]) -> dict[str, float]:
     """Run in a child: seconds, the ratio to MONAI's U-Net, and MiB above what was in use."""
     torch.manual_seed(0)
@@ -72,8 +61,10 @@ def measured(name: str, config: dict[str, Any], size: tuple[int, ...]) -> dict[s
     weights = sum(p.numel() * 4 for p in networks["own"].parameters()) / 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     times: dict[str, list[float]] = {"own": [], "peer": []}
+    parameters = sum(p.numel() for p in networks["own"].parameters())
     with torch.inference_mode():
-        networks["own"](inputs["own"])
+        with FlopCounterMode(display=False) as counter:
+            networks["own"](inputs["own"])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         networks["peer"](inputs["peer"])
         for _ in range(REPEATS):
@@ -82,7 +73,10 @@ def measured(name: str, config: dict[str, Any], size: tuple[int, ...]) -> dict[s
                 networks[key](inputs[key])
                 times[key].append(time.perf_counter() - started)
     seconds, peer = min(times["own"]), min(times["peer"])
-    return {"seconds": seconds, "ratio": seconds / peer, "mib": peak - before + weights}
+    return {
+        "millions": parameters / 1e6, "giga": counter.get_total_flops() / 1e9,
+        "seconds": seconds, "ratio": seconds / peer, "mib": peak - before + weights,
+    }  # fmt: skip
 
 
 def main() -> int:
@@ -109,10 +103,10 @@ def main() -> int:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, config, size, parameters, operations in ROWS:
-        millions, giga = counted(name, config, size)
         command = [sys.executable, __file__, json.dumps([name, config, size])]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         figures = json.loads(done.stdout)
+        millions, giga = figures["millions"], figures["giga"]
         setting = ", ".join(f"{k} {v}" for k, v in config.items()) or "as published"
         digits = max(0, 3 - math.ceil(math.log10(max(millions, 0.1))))
         lines.append(
