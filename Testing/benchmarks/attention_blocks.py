@@ -34,8 +34,7 @@ BLOCKS: dict[str, type[nn.Module]] = {"RSA": RSABlock, "non-local": NonLocalBloc
 
 def counted(kind: str, channels: int, size: tuple[int, ...]) -> dict[str, float]:
     """Giga-multiply-additions of the block and of its attention, and the matrices' MiB."""
-    with torch.device("meta"):
-        block, x = BLOCKS[kind](channels), torch.empty(1, channels, *size)
+    block, x = BLOCKS[kind](channels), torch.randn(1, channels, *size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _, attention = block(x)
     flops = {str(k): v for k, v in counter.get_flop_counts()["Global"].items()}
