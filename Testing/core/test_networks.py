@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import shutil
 
 import pytest
 import torch
@@ -170,14 +169,3 @@ def test_traced_by_torch_compile_it_answers_the_same(name):
     compiled = torch.compile(copy.deepcopy(network), backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_to_machine_code_it_answers_the_same():
-    network, image = built("rsanet", VARIANTS["rsanet"][1])
-    network.eval()
-    x = image(EVEN)
-    with torch.no_grad():
-        expected = network(x)
-        torch.testing.assert_close(torch.compile(network)(x), expected, rtol=1e-4, atol=1e-4)

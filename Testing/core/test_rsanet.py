@@ -285,6 +285,7 @@ def test_defaults_are_the_published_network():
         "width": 32,
         "block": "rsa",
         "placement": "010",
+        "norm": "group",
         "norm_groups": 8,
         "dropout": 0.2,
     }
