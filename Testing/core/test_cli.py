@@ -94,6 +94,11 @@ def test_evaluate_measures_a_case(ms_case_dir, tmp_path, capsys):
     assert case["figures"]["Dice"] > 0.7
     assert 0.6 < case["figures"]["best threshold Dice"] < 0.7
     assert out.read_text().startswith("case,Dice,")
+    code = main(["evaluate", "--model", "ms-lesion-rsanet", "--data", str(ms_case_dir.parent),
+                 "--threshold", "MS lesion=0.9", "--device", "cpu", "--json"])  # fmt: skip
+    assert code == 0
+    (stricter,) = [e for e in events(capsys.readouterr().out) if e["event"] == "case"]
+    assert stricter["figures"]["volume"] < 0.5 * case["figures"]["volume"]
     assert main(["evaluate", "--model", "ms-lesion-rsanet", "--data", str(tmp_path)]) == 3
 
 

@@ -197,13 +197,15 @@ def _add_evaluate(app: typer.Typer, console: Console) -> None:
             Path | None,
             typer.Option(help="A .csv that --out wrote for another model: paired tests."),
         ] = None,
+        threshold: Threshold = None,
     ) -> None:
         """Measure a model on cases with reference masks."""
         from medsegcore.cli.evaluate import run_evaluate
 
         run_evaluate(
-            console, model, data, patient or [], label, out, device, mirror, baseline, against
-        )
+            console, model, data, patient or [], label, out, device, mirror, baseline, against,
+            thresholds(threshold or []),
+        )  # fmt: skip
 
 
 def _add_demo(app: typer.Typer, console: Console) -> None:

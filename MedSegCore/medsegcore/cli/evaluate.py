@@ -19,6 +19,7 @@ def run_evaluate(
     mirror: bool,
     baseline: str | None,
     against: Path | None,
+    thresholds: dict[str, float],
 ) -> None:
     """Measure a model on cases with masks; print and optionally write the figures."""
     folder = ModelStore().find(model)
@@ -55,6 +56,7 @@ def run_evaluate(
         [(case.id, case.images, case.label) for case in cases],
         baseline=baseline,
         mirror=mirror,
+        thresholds=thresholds,
         progress=lambda name, done, total: console.progress("evaluate", done, total, None),
     )
     for row in rows:

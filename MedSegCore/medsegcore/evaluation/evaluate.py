@@ -1,7 +1,7 @@
 """A model against reference masks: the figures of one case, of a data set, and for the card."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,6 +110,7 @@ def evaluate_model(
     baseline: str | None = None,
     mirror: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> list[EvaluatedCase]:
     """Segment every case and measure it against its mask.
 
@@ -117,13 +118,14 @@ def evaluate_model(
         cases: (name, {input key: file}, mask file).
         baseline: input key whose best threshold is reported beside, or None.
         progress: called with (case, done, total).
+        thresholds: by label name, 0..1; the model's own where none is given.
     """
     rows = []
     for n, (name, files, mask) in enumerate(cases):
         if progress is not None:
             progress(name, n, len(cases))
         images = {key: read_image(path) for key, path in files.items()}
-        result = predictor.predict(images, attention=False, mirror=mirror)
+        result = predictor.predict(images, attention=False, mirror=mirror, thresholds=thresholds)
         reference = resample(read_image(mask), result.grid, "nearest").array > 0
         figures = compare_masks(result.labelmap > 0, reference, result.grid)
         if baseline is not None:
