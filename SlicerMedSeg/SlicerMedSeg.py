@@ -76,7 +76,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self.modelPart = self.inputsPart = self.runPart = None
-        self.resultsPart = self.attentionPart = None
+        self.registrationPart = self.resultsPart = self.attentionPart = None
         self._parameterNode = None
         self._guiTags: list = []
         self._partUis: list = []
@@ -89,6 +89,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             from SlicerMedSegLib.AttentionPart import AttentionPart
             from SlicerMedSegLib.InputsPart import InputsPart
             from SlicerMedSegLib.ModelPart import ModelPart
+            from SlicerMedSegLib.RegistrationPart import RegistrationPart
             from SlicerMedSegLib.ResultsPart import ResultsPart
             from SlicerMedSegLib.RunPart import RunPart
         except ModuleNotFoundError as error:
@@ -99,10 +100,12 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         scene = slicer.mrmlScene
         modelUi = self._load("ModelPart", self.ui.modelSection.layout())
         inputsUi = self._load("InputsPart", self.ui.inputsSection.layout())
+        registrationUi = self._load("RegistrationPart", self.ui.inputsSection.layout())
         runUi = self._load("RunPart", self.ui.runSection.layout())
         self._partUis = [inputsUi, runUi]
         self.runPart = RunPart(runUi, scene, self._runFinished, self._deviceChanged)
         self.inputsPart = InputsPart(inputsUi, scene, self._inputsChanged)
+        self.registrationPart = RegistrationPart(registrationUi, scene, self._inputRegistered)
         self.modelPart = ModelPart(modelUi, self._modelChanged)
         resultsUi = self._load("ResultsPart", self.ui.resultsSection.layout())
         attentionUi = self._load("AttentionPart", self.ui.attentionSection.layout())
@@ -132,7 +135,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
         self.setParameterNode(None)
         parts = (
-            self.modelPart, self.inputsPart, self.runPart, self.attentionPart, self.resultsPart
+            self.modelPart, self.registrationPart, self.inputsPart, self.runPart,
+            self.attentionPart, self.resultsPart,
         )  # fmt: skip
         for part in parts:
             if part is not None:
@@ -148,6 +152,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Another module is shown; a run goes on, and the views are the user's again."""
         self.setParameterNode(None)
         if self.attentionPart is not None:
+            self.registrationPart.off()
             self.attentionPart.off()
 
     # The scene.
@@ -200,6 +205,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _inputsChanged(self) -> None:
         self._rememberInputs()
         self.runPart.setJob(*self._job())
+        self.registrationPart.setInputs(*self.inputsPart.movable())
+
+    def _inputRegistered(self, key: str, node) -> None:
+        self.inputsPart.setNodes({key: node})
 
     def _job(self):
         """What a click on Segment would run, and why it cannot."""

@@ -18,6 +18,7 @@ from .InputChecks import ERROR, OK, WARNING, Finding, InputChecks
 from .InputFrames import framesOf
 from .InputMatcher import InputMatcher, Proposal
 from .InputRegion import regionFromRoiNode, roiNodeForGrid
+from .NodeNames import ROLE
 from .Observing import Observers, onSceneClose
 from .Translation import _
 
@@ -135,6 +136,17 @@ class InputsPart:
         found = {key: row.frame for key, row in self._given().items()}
         return {key: frame for key, frame in found.items() if frame is not None}
 
+    def movable(self) -> tuple[Any, dict[str, tuple[str, Any]]]:
+        """The reference, and {input key: (title, volume node)} of what can be registered to it."""
+        given = {
+            key: row for key, row in self._given().items()
+            if row.node.IsA("vtkMRMLVolumeNode") and framesOf(row.node) is None
+        }  # fmt: skip
+        reference = self._description.reference if self._description is not None else ""
+        row = given.pop(reference, None)
+        others = {key: (row.spec.title, row.node) for key, row in given.items()}
+        return (row.node if row is not None else None), others
+
     def region(self) -> Region | None:
         """The box to work in.
 
@@ -216,6 +228,19 @@ class InputsPart:
                     widget.deleteLater()
             if row.selector:
                 row.selector.setMRMLScene(None)
+
+    def _hideResults(self) -> None:
+        """What runs have made is offered for no input; selectors cannot ask for no attribute."""
+        made = [
+            node.GetID()
+            for kind in (*VOLUMES, "vtkMRMLSequenceNode")
+            for node in slicer.util.getNodesByClass(kind, self._scene)
+            if node.GetAttribute(ROLE)
+        ]
+        for row in self._rows.values():
+            offered = row.selector.sortFilterProxyModel()
+            if list(offered.hiddenNodeIDs) != made:
+                offered.hiddenNodeIDs = made
 
     def _given(self) -> dict[str, _Row]:
         return {key: row for key, row in self._rows.items() if row.node is not None}
@@ -321,6 +346,7 @@ class InputsPart:
         for row in self._rows.values():
             if row.node is not None and not self._scene.IsNodePresent(row.node):
                 row.node, row.byUser = None, False
+        self._hideResults()
         self._match()
         self._observe()
         for row in self._given().values():

@@ -93,6 +93,29 @@ def test_what_the_user_chose_is_never_overridden(host, panel, part, addSample, f
     assert names(part) == {"t1": "MS T1", "t2": "MS T2", "flair": "FLAIR"}
 
 
+def offered(part, key):
+    box = selector(part, key)
+    return {box.nodeFromIndex(n).GetName() for n in range(box.nodeCount())}
+
+
+def test_what_runs_have_made_is_offered_for_no_input(
+    host, part, addSample, make_result, rater_probability, ms_images, tmp_path
+):
+    from SlicerMedSegLib.ResultToScene import addResultToScene
+
+    nodes = addSample()
+    host.waitUntil(lambda: len(names(part)) == 3)
+    result = make_result({"MS lesion": rater_probability}, ms_images)
+    addResultToScene(result, slicer.mrmlScene, nodes["flair"], "Rater")
+    host.waitUntil(lambda: offered(part, "t1") == set(MATCHED.values()))
+    assert names(part) == MATCHED
+    host.core.saveScene(tmp_path / "scene.mrb")
+    slicer.mrmlScene.Clear()
+    host.core.loadScene(tmp_path / "scene.mrb")
+    host.waitUntil(lambda: names(part) == MATCHED)
+    assert all(offered(part, key) == set(MATCHED.values()) for key in MATCHED)
+
+
 def test_one_volume_twice_stops_the_run_with_its_reason(host, panel, part, addSample):
     addSample()
     host.waitUntil(lambda: len(names(part)) == 3)

@@ -25,11 +25,8 @@ from medsegcore.imaging import (
     to_sitk,
 )
 from SlicerMedSegLib.InputMatcher import InputMatcher
-from SlicerMedSegLib.InputRegistration import (
-    InputRegistration,
-    RegistrationJob,
-    RegistrationPreview,
-)
+from SlicerMedSegLib.InputRegistration import InputRegistration, RegistrationJob
+from SlicerMedSegLib.RegistrationPreview import RegistrationPreview
 from SlicerMedSegLib.SceneConversion import imageFromVolumeNode, volumeNodeFromImage
 
 
@@ -164,14 +161,34 @@ def test_a_cancelled_or_failed_registration_leaves_the_scene_as_it_was(core, pai
 
 def test_a_registration_that_gains_nothing_says_so(core, small):
     nodes = [volumeNodeFromImage(small[key], key, core.scene) for key in ("flair", "t2")]
-    found = InputRegistration(core.scene).run(*nodes)
+    before = core.scene.GetNumberOfNodes()
+    registration = InputRegistration(core.scene)
+    found = registration.run(*nodes)
     assert not found.improved
     assert "keep the original" in found.summary()
+    again = registration.find(*nodes)
+    assert again.volumeNode is found.volumeNode
+    assert again.summary() == found.summary()
+    assert registration.find(*reversed(nodes)) is None
+    registration.remove(again)
+    registration.remove(found)
+    assert core.scene.GetNumberOfNodes() == before
+    assert registration.find(*nodes) is None
+
+
+def test_the_users_own_choice_during_a_preview_stays(core, small, views):
+    flair, t1, t2 = (volumeNodeFromImage(small[k], k, core.scene) for k in ("flair", "t1", "t2"))
+    views[0].SetBackgroundVolumeID(t1.GetID())
     before = core.scene.GetNumberOfNodes()
-    InputRegistration(core.scene).remove(found)
-    InputRegistration(core.scene).remove(found)
-    assert before - core.scene.GetNumberOfNodes() >= 2
-    assert core.scene.GetFirstNodeByName("t2 registered") is None
+    preview = RegistrationPreview(core.scene)
+    preview.checkerboard(flair, t2)
+    views[1].SetBackgroundVolumeID(t2.GetID())
+    # Another object, as after the scene was loaded, knows it from the views.
+    RegistrationPreview(core.scene).restore()
+    assert views[0].GetBackgroundVolumeID() == t1.GetID()
+    assert views[1].GetBackgroundVolumeID() == t2.GetID()
+    preview.restore()
+    assert core.scene.GetNumberOfNodes() == before
 
 
 @pytest.fixture

@@ -1,0 +1,131 @@
+"""The reference and an input over each other in the slice views, and the views given back.
+
+What the views showed before stands in their own nodes: it comes back also after the scene was
+saved and loaded while a preview was on.
+"""
+
+import json
+
+import numpy as np
+import slicer
+
+from medsegcore.imaging import resample
+
+from .AttentionDisplay import fieldOfViewKept
+from .SceneConversion import imageFromVolumeNode, removeWithParts, volumeNodeFromImage
+from .Translation import _
+
+# In a slice view's composite node: what it showed before, and what is shown now.
+BACKGROUND, FOREGROUND = "MedSeg.PreviewBackground", "MedSeg.PreviewForeground"
+STATE = "MedSeg.Preview"
+# Brightness is judged on about this many voxels: more tell no more.
+SAMPLED = 500_000
+
+
+class RegistrationPreview:
+    """Shows two volumes over each other in all slice views, and gives the views back as they were.
+
+    Args:
+        scene: MRML scene.
+    """
+
+    def __init__(self, scene) -> None:
+        self._scene = scene
+        self._boardId = ""
+
+    def blend(self, referenceNode, volumeNode, opacity: float = 0.5) -> None:
+        """The reference behind the volume; `opacity` 0 shows the reference alone, 1 the volume."""
+        self._show(referenceNode.GetID(), volumeNode.GetID(), min(max(opacity, 0.0), 1.0))
+        self._removeBoard()
+
+    def checkerboard(self, referenceNode, volumeNode, squareMm: float = 25.0):
+        """The reference and the volume in alternating cubes on the reference's grid.
+
+        Returns:
+            The new volume node; it goes with `restore` and is not offered to users to choose.
+
+        Raises:
+            InputError: a volume cannot be used.
+        """
+        fixed = imageFromVolumeNode(referenceNode)
+        moved = resample(imageFromVolumeNode(volumeNode), fixed.grid)
+        steps = [max(1, round(squareMm / s)) for s in reversed(fixed.spacing)]
+        k, j, i = (np.arange(n) // s for n, s in zip(fixed.shape, steps, strict=True))
+        even = (k[:, None, None] + j[:, None] + i) % 2 == 0
+        board = np.where(even, _gray(fixed.array), _gray(moved.array))
+        previous = self._boardId
+        node = volumeNodeFromImage(fixed.with_array(board), _("Checkerboard"), self._scene)
+        node.SetHideFromEditors(1)
+        node.SetSaveWithScene(0)
+        node.GetDisplayNode().SetAutoWindowLevel(0)
+        node.GetDisplayNode().SetWindowLevelMinMax(0.0, 1.0)
+        self._show(node.GetID(), None, 0.0)
+        self._boardId = previous
+        self._removeBoard()
+        self._boardId = node.GetID()
+        return node
+
+    def restore(self) -> None:
+        """Every view as it was before the first preview; harmless when none is on.
+
+        A view in which the user has chosen other volumes meanwhile keeps them.
+        """
+        for view in self._views():
+            state = view.GetAttribute(STATE)
+            if state is None:
+                continue
+            told = json.loads(state)
+            now = (view.GetBackgroundVolumeID(), view.GetForegroundVolumeID())
+            # What was shown and deleted has left an empty layer.
+            ours = all(not a or a == b for a, b in zip(now, told["shown"], strict=True))
+            if ours:
+                before = [view.GetNodeReference(role) for role in (BACKGROUND, FOREGROUND)]
+                back, front = (node.GetID() if node else None for node in before)
+                self._set(view, back, front, told["opacity"], told["compositing"])
+            for role in (BACKGROUND, FOREGROUND):
+                view.RemoveNodeReferenceIDs(role)
+            view.RemoveAttribute(STATE)
+        self._removeBoard()
+
+    def _views(self) -> list:
+        return list(slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode", self._scene))
+
+    def _show(self, background: str, foreground: str | None, opacity: float) -> None:
+        for view in self._views():
+            told = json.loads(view.GetAttribute(STATE) or "{}")
+            if not told:
+                told["opacity"] = view.GetForegroundOpacity()
+                told["compositing"] = view.GetCompositing()
+                for role, name in (
+                    (BACKGROUND, view.GetBackgroundVolumeID()),
+                    (FOREGROUND, view.GetForegroundVolumeID()),
+                ):
+                    if name:
+                        view.SetNodeReferenceID(role, name)
+            view.SetAttribute(STATE, json.dumps({**told, "shown": [background, foreground]}))
+            self._set(view, background, foreground, opacity, slicer.vtkMRMLSliceCompositeNode.Alpha)
+
+    @staticmethod
+    def _set(view, background, foreground, opacity: float, compositing: int) -> None:
+        with fieldOfViewKept(view):
+            view.SetBackgroundVolumeID(background)
+            view.SetForegroundVolumeID(foreground)
+            view.SetForegroundOpacity(opacity)
+            view.SetCompositing(compositing)
+
+    def _removeBoard(self) -> None:
+        node = self._scene.GetNodeByID(self._boardId) if self._boardId else None
+        if node is not None:
+            removeWithParts(node)
+        self._boardId = ""
+
+
+def _gray(array: np.ndarray) -> np.ndarray:
+    """0..1 between the 1st and the 99.5th percentile of the positive voxels; float32."""
+    array = np.nan_to_num(array.astype(np.float32, copy=False))
+    some = array.ravel()[:: max(1, array.size // SAMPLED)]
+    positive = some[some > 0]
+    if positive.size == 0:
+        return np.zeros_like(array)
+    low, high = np.percentile(positive, [1, 99.5])
+    return np.clip((array - low) / max(float(high - low), 1e-6), 0, 1)
