@@ -77,6 +77,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = None
         self.modelPart = self.inputsPart = self.runPart = None
         self.registrationPart = self.resultsPart = self.attentionPart = None
+        self.framePlayer = None
         self._parameterNode = None
         self._guiTags: list = []
         self._partUis: list = []
@@ -87,6 +88,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         addCoreToPath()
         try:
             from SlicerMedSegLib.AttentionPart import AttentionPart
+            from SlicerMedSegLib.FrameRuns import FramePlayer
             from SlicerMedSegLib.InputsPart import InputsPart
             from SlicerMedSegLib.ModelPart import ModelPart
             from SlicerMedSegLib.RegistrationPart import RegistrationPart
@@ -110,7 +112,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         resultsUi = self._load("ResultsPart", self.ui.resultsSection.layout())
         attentionUi = self._load("AttentionPart", self.ui.attentionSection.layout())
         self.attentionPart = AttentionPart(attentionUi, scene)
-        self.resultsPart = ResultsPart(resultsUi, scene, self.attentionPart.setRun)
+        self.resultsPart = ResultsPart(resultsUi, scene, self._runChosen)
+        self.framePlayer = FramePlayer(scene)
         self.addObserver(scene, scene.StartCloseEvent, self._sceneStartsClosing)
         self.addObserver(scene, scene.EndCloseEvent, self._sceneChanged)
         self.addObserver(scene, scene.EndImportEvent, self._sceneChanged)
@@ -136,7 +139,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
         parts = (
             self.modelPart, self.registrationPart, self.inputsPart, self.runPart,
-            self.attentionPart, self.resultsPart,
+            self.attentionPart, self.resultsPart, self.framePlayer,
         )  # fmt: skip
         for part in parts:
             if part is not None:
@@ -238,6 +241,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is not None:
             self._parameterNode.device = device
 
+    def _runChosen(self, run) -> None:
+        self.attentionPart.setRun(run)
+        self.framePlayer.go(run)
+
     def _runFinished(self, nodes) -> None:
         """A result is in the scene."""
         from SlicerMedSegLib.NodeNames import RUN
@@ -245,7 +252,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         run = nodes.segmentation.GetAttribute(RUN)
         self.resultsPart.refresh()
         self.resultsPart.setRun(run)
-        self.attentionPart.setRun(run)
+        self.framePlayer.refresh()
+        self._runChosen(run)
         self.ui.resultsSection.collapsed = False
 
 

@@ -15,7 +15,7 @@ from medsegcore.imaging import Region
 from medsegcore.models import InputSpec, ModelDescription
 
 from .InputChecks import ERROR, OK, WARNING, Finding, InputChecks
-from .InputFrames import framesOf
+from .InputFrames import ALL_FRAMES, frameCount, framesOf
 from .InputMatcher import InputMatcher, Proposal
 from .InputRegion import regionFromRoiNode, roiNodeForGrid
 from .NodeNames import ROLE
@@ -46,7 +46,7 @@ class _Row:
 
     @property
     def frame(self) -> int | None:
-        """The chosen frame of a 4-D node, None for the shown one."""
+        """The chosen frame of a 4-D node, `ALL_FRAMES`, or None for the shown one."""
         return self.frameBox.currentData if self.frameBox.count else None
 
 
@@ -132,7 +132,7 @@ class InputsPart:
         return {key: row.node for key, row in self._given().items()}
 
     def frames(self) -> dict[str, int]:
-        """{input key: frame} where the user chose one."""
+        """{input key: frame, or `ALL_FRAMES`} where the user chose one."""
         found = {key: row.frame for key, row in self._given().items()}
         return {key: frame for key, frame in found.items() if frame is not None}
 
@@ -317,9 +317,11 @@ class InputsPart:
         if frames is not None:
             shown = labels[frames.selected] if labels else ""
             box.addItem(_("Shown frame, {label}").format(label=shown), None)
+            if len(labels) > 1:
+                box.addItem(_("All {count} frames").format(count=len(labels)), ALL_FRAMES)
             for number, label in enumerate(labels):
                 box.addItem(label, number)
-            box.setCurrentIndex(before + 1 if before is not None and before < len(labels) else 0)
+            box.setCurrentIndex(max(box.findData(before), 0) if before is not None else 0)
         box.blockSignals(blocked)
         box.visible = len(labels) > 1
 
@@ -350,13 +352,14 @@ class InputsPart:
         self._match()
         self._observe()
         for row in self._given().values():
-            self._steps.append(partial(self._look, row))
+            frames = range(frameCount(row.node)) if row.frame == ALL_FRAMES else [row.frame]
+            self._steps += [partial(self._look, row, frame) for frame in frames]
         self._steps.append(self._conclude)
 
-    def _look(self, row: _Row) -> None:
+    def _look(self, row: _Row, frame: int | None) -> None:
         """Measure one volume; what is measured is kept until its voxels change."""
         if self._description is not None:
-            frames = {row.spec.key: row.frame} if row.frame is not None else {}
+            frames = {row.spec.key: frame} if frame is not None else {}
             self._checks.check(self._description, {row.spec.key: row.node}, frames)
 
     def _conclude(self) -> None:
@@ -370,7 +373,7 @@ class InputsPart:
                 region = self.region()
             except MedSegError as error:
                 wrong = [Finding(ERROR, "", "region", str(error))]
-            findings = self._checks.check(
+            findings = self._checks.checkSeries(
                 self._description, self.inputNodes(), self.frames(), region
             )
             findings += wrong
