@@ -62,8 +62,17 @@ def test_search_and_filters_narrow_the_list_and_the_choice_stays(host, panel, ui
     assert ui.modelList.currentRow == 0
     anatomy = panel.modelPart.entry.anatomy
     host.choose(ui.anatomyBox, anatomy)
-    host.choose(ui.modalityBox, "MR")
     assert len(titles(ui)) == 1
+    # The model's T2 is optional; without a FLAIR it has nothing to work on.
+    host.tick(ui.modalityBox, "T2")
+    assert len(titles(ui)) == 1
+    host.tick(ui.modalityBox, "FLAIR")
+    assert titles(ui) == []
+    panel.modelPart.refresh()
+    assert titles(ui) == []
+    panel.modelPart.choose(MODEL)
+    assert len(titles(ui)) == 1
+    assert ui.modalityBox.allChecked()
 
 
 def test_a_folder_and_a_zip_are_added_opened_and_deleted_after_asking(

@@ -338,6 +338,23 @@ class Host:
         box.activated.emit(box.currentIndex())
         self.wait(0)
 
+    def tick(self, widget, text: str) -> None:
+        """Tick an item of a combo box with check marks, or take its mark away, as in its list.
+
+        Raises:
+            AssertionError: it is not offered.
+        """
+        box = self.reachable(widget)
+        row = box.findText(text)
+        if row < 0:
+            offered = [box.itemText(n) for n in range(box.count())]
+            raise AssertionError(f"'{text}' is not offered, but {offered}.")
+        index = box.model().index(row, 0)
+        state = QtCore.Qt.CheckState
+        mark = state.Unchecked if box.checkState(index) else state.Checked
+        box.setCheckState(index, mark.value)
+        self.wait(0)
+
     def wheel(self, widget, notches: int, position=None) -> None:
         """Turn the mouse wheel over a widget; positive is away from the user."""
         inner = self.reachable(widget)
