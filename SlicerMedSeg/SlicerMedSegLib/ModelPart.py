@@ -48,6 +48,9 @@ class ModelPart:
         ]
         for widget, signal, slot in self._connections:
             widget.connect(signal, slot)
+        self._drops = _Drops(self._add)
+        ui.modelList.viewport().setAcceptDrops(True)
+        ui.modelList.viewport().installEventFilter(self._drops)
         self._fillFilters()
         self._fillList()
 
@@ -80,6 +83,8 @@ class ModelPart:
         for widget, signal, slot in connections:
             if widget:
                 widget.disconnect(signal, slot)
+        if self._ui.modelList:
+            self._ui.modelList.viewport().removeEventFilter(self._drops)
 
     # What is offered.
 
@@ -241,6 +246,32 @@ class ModelPart:
     def _say(self, text: str) -> None:
         self._ui.modelMessageLabel.text = text
         self._ui.modelMessageLabel.visible = bool(text)
+
+
+class _Drops(qt.QObject):
+    """Takes model folders and .zip files that are dropped on a widget.
+
+    Args:
+        dropped: called with the path of each.
+    """
+
+    def __init__(self, dropped: Callable[[str], None]) -> None:
+        super().__init__()
+        self._dropped = dropped
+
+    def eventFilter(self, watched, event) -> bool:
+        """Qt's; True when the event was taken."""
+        kind = event.type()
+        if kind not in (qt.QEvent.DragEnter, qt.QEvent.DragMove, qt.QEvent.Drop):
+            return False
+        paths = [url.toLocalFile() for url in event.mimeData().urls()]
+        paths = [p for p in paths if Path(p).is_dir() or p.lower().endswith(".zip")]
+        if paths:
+            event.acceptProposedAction()
+        if paths and kind == qt.QEvent.Drop:
+            for path in paths:
+                self._dropped(path)
+        return bool(paths)
 
 
 def _task(entry: CatalogEntry) -> str:

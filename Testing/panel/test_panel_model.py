@@ -110,6 +110,22 @@ def test_a_folder_and_a_zip_are_added_opened_and_deleted_after_asking(
     assert panel.modelPart.entry is None
 
 
+def test_a_folder_and_a_zip_are_added_by_dropping_them_and_other_files_are_not_taken(
+    host, panel, ui, shipped_model, tmp_path
+):
+    folder = renamed(shipped_model, tmp_path / "mine", "my-model", "My model")
+    other = ModelFolder.read(renamed(shipped_model, tmp_path / "two", "zip-model", "Zipped"))
+    pack(other, tmp_path / "zipped.zip")
+    (tmp_path / "scan.nrrd").write_text("no model")
+    target = ui.modelList.viewport()
+    assert not host.drop(target, [tmp_path / "scan.nrrd"])
+    assert host.drop(target, [folder, tmp_path / "zipped.zip"])
+    assert {"My model", "Zipped"} < set(titles(ui))
+    assert panel.modelPart.entry.title == "Zipped"
+    panel.modelPart.close()
+    assert not host.drop(target, [folder])
+
+
 def test_a_shipped_model_cannot_be_deleted_and_no_zip_is_no_model(host, panel, ui, tmp_path):
     clickModel(host, ui, 0)
     assert not ui.deleteButton.enabled

@@ -355,6 +355,23 @@ class Host:
         box.setCheckState(index, mark.value)
         self.wait(0)
 
+    def drop(self, widget, paths) -> bool:
+        """Drop files on a widget, as from a file manager; whether it takes them."""
+        inner = self.reachable(widget)
+        data = QtCore.QMimeData()
+        data.setUrls([QtCore.QUrl.fromLocalFile(str(path)) for path in paths])
+        point, qt_ = inner.rect().center(), QtCore.Qt
+        rest = (qt_.DropAction.CopyAction, data, qt_.MouseButton.LeftButton,
+                qt_.KeyboardModifier.NoModifier)  # fmt: skip
+        for event in (QtGui.QDragEnterEvent(point, *rest), QtGui.QDragMoveEvent(point, *rest),
+                      QtGui.QDropEvent(point, *rest)):  # fmt: skip
+            event.ignore()
+            self._application.sendEvent(inner, event)
+            if not event.isAccepted():
+                return False
+        self.wait(0)
+        return True
+
     def wheel(self, widget, notches: int, position=None) -> None:
         """Turn the mouse wheel over a widget; positive is away from the user."""
         inner = self.reachable(widget)
