@@ -9,7 +9,7 @@ import json
 import numpy as np
 import slicer
 
-from medsegcore.imaging import resample
+from medsegcore.imaging import Grid, grid_with_spacing, resample
 
 from .AttentionDisplay import fieldOfViewKept
 from .SceneConversion import imageFromVolumeNode, removeWithParts, volumeNodeFromImage
@@ -20,6 +20,7 @@ BACKGROUND, FOREGROUND = "MedSeg.PreviewBackground", "MedSeg.PreviewForeground"
 STATE = "MedSeg.Preview"
 # Brightness is judged on about this many voxels: more tell no more.
 SAMPLED = 500_000
+MOST = 8_000_000
 
 
 class RegistrationPreview:
@@ -41,18 +42,22 @@ class RegistrationPreview:
     def checkerboard(self, referenceNode, volumeNode, squareMm: float = 25.0):
         """The reference and the volume in alternating cubes on the reference's grid.
 
+        Of large references the grid is coarser, so that the interface does not wait.
+
         Returns:
             The new volume node; it goes with `restore` and is not offered to users to choose.
 
         Raises:
             InputError: a volume cannot be used.
         """
-        fixed = imageFromVolumeNode(referenceNode)
-        moved = resample(imageFromVolumeNode(volumeNode), fixed.grid)
-        steps = [max(1, round(squareMm / s)) for s in reversed(fixed.spacing)]
-        k, j, i = (np.arange(n) // s for n, s in zip(fixed.shape, steps, strict=True))
-        even = (k[:, None, None] + j[:, None] + i) % 2 == 0
-        board = np.where(even, _gray(fixed.array), _gray(moved.array))
+        images = [imageFromVolumeNode(node) for node in (referenceNode, volumeNode)]
+        grid = _boardGrid(images[0].grid)
+        fixed, moved = (resample(image, grid, antialias=False) for image in images)
+        steps = [max(1, round(squareMm / s)) for s in reversed(grid.spacing)]
+        k, j, i = (np.arange(n) // s for n, s in zip(grid.shape, steps, strict=True))
+        odd = (k[:, None, None] + j[:, None] + i) % 2 == 1
+        board = _gray(fixed.array)
+        board[odd] = _gray(moved.array)[odd]
         previous = self._boardId
         node = volumeNodeFromImage(fixed.with_array(board), _("Checkerboard"), self._scene)
         node.SetHideFromEditors(1)
@@ -120,6 +125,17 @@ class RegistrationPreview:
         self._boardId = ""
 
 
+def _boardGrid(grid: Grid) -> Grid:
+    """The grid, or a coarser one of at most about `MOST` voxels; thick slices stay as they are."""
+    finest = min(grid.spacing)
+    coarser = grid
+    while np.prod(coarser.shape) > MOST:
+        finest *= 1.1
+        i, j, k = (max(s, finest) for s in grid.spacing)
+        coarser = grid_with_spacing(grid, (i, j, k))
+    return coarser
+
+
 def _gray(array: np.ndarray) -> np.ndarray:
     """0..1 between the 1st and the 99.5th percentile of the positive voxels; float32."""
     array = np.nan_to_num(array.astype(np.float32, copy=False))
@@ -128,4 +144,6 @@ def _gray(array: np.ndarray) -> np.ndarray:
     if positive.size == 0:
         return np.zeros_like(array)
     low, high = np.percentile(positive, [1, 99.5])
-    return np.clip((array - low) / max(float(high - low), 1e-6), 0, 1)
+    gray = array - np.float32(low)
+    gray /= np.float32(max(float(high - low), 1e-6))
+    return np.clip(gray, 0, 1, out=gray)

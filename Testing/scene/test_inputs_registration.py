@@ -239,6 +239,16 @@ def test_the_checkerboard_alternates_between_both_images(core, small):
         assert same > 0.95
 
 
+def test_the_checkerboard_of_a_large_reference_is_coarser(core, small, monkeypatch):
+    flair, t2 = (volumeNodeFromImage(small[k], k, core.scene) for k in ("flair", "t2"))
+    most = small["flair"].array.size // 3
+    monkeypatch.setattr("SlicerMedSegLib.RegistrationPreview.MOST", most)
+    board = imageFromVolumeNode(RegistrationPreview(core.scene).checkerboard(flair, t2))
+    assert most / 2 < board.array.size <= most
+    np.testing.assert_allclose(board.grid.center, small["flair"].grid.center, atol=0.1)
+    np.testing.assert_allclose(board.grid.size_mm, small["flair"].grid.size_mm, atol=5)
+
+
 def test_copies_are_no_candidates_for_matching(core, pair, shipped_model):
     job = jobOf(pair, "rigid", lambda fixed: sitk.Transform(3, sitk.sitkIdentity))
     found = InputRegistration(core.scene).finish(job)
