@@ -107,7 +107,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._partUis = [inputsUi, runUi]
         self.runPart = RunPart(runUi, scene, self._runFinished, self._deviceChanged)
         self.inputsPart = InputsPart(inputsUi, scene, self._inputsChanged)
-        self.registrationPart = RegistrationPart(registrationUi, scene, self._inputRegistered)
+        self.registrationPart = RegistrationPart(
+            # Both lay something over the views.
+            registrationUi, scene, self._inputRegistered, lambda: self.attentionPart.off()
+        )  # fmt: skip
         self.modelPart = ModelPart(modelUi, self._modelChanged)
         resultsUi = self._load("ResultsPart", self.ui.resultsSection.layout())
         attentionUi = self._load("AttentionPart", self.ui.attentionSection.layout())

@@ -233,8 +233,7 @@ class InputsPart:
         """What runs have made is offered for no input; selectors cannot ask for no attribute."""
         made = [
             node.GetID()
-            for kind in (*VOLUMES, "vtkMRMLSequenceNode")
-            for node in slicer.util.getNodesByClass(kind, self._scene)
+            for node in slicer.util.getNodesByClass("vtkMRMLVolumeNode", self._scene)
             if node.GetAttribute(ROLE)
         ]
         for row in self._rows.values():

@@ -25,6 +25,7 @@ class RegistrationPart:
         scene: MRML scene.
         chosen: called with an input's key and the volume node that it shall get: the moved copy,
             or the original when the registration was removed.
+        previewStarts: called before the views show a preview.
         registration: does it; that of the scene when None.
     """
 
@@ -33,8 +34,10 @@ class RegistrationPart:
         ui,
         scene,
         chosen: Callable[[str, Any], None],
+        previewStarts: Callable[[], None] = lambda: None,
         registration: InputRegistration | None = None,
     ) -> None:
+        self._previewStarts = previewStarts
         self._ui, self._scene, self._chosen = ui, scene, chosen
         self._registration = registration or InputRegistration(scene)
         self._preview = RegistrationPreview(scene)
@@ -208,6 +211,8 @@ class RegistrationPart:
         mode = "blend" if ui.blendButton.checked else mode
         wanted = (mode, self._reference, node) if mode and node is not None else None
         ui.blendSlider.enabled = mode == "blend"
+        if wanted is not None and self._shown is None:
+            self._previewStarts()
         try:
             if wanted is None:
                 self._preview.restore()

@@ -73,22 +73,25 @@ class RegistrationPreview:
     def restore(self) -> None:
         """Every view as it was before the first preview; harmless when none is on.
 
-        A view in which the user has chosen other volumes meanwhile keeps them.
+        A layer for which the user has chosen another volume meanwhile keeps it.
         """
         for view in self._views():
             state = view.GetAttribute(STATE)
             if state is None:
                 continue
             told = json.loads(state)
-            now = (view.GetBackgroundVolumeID(), view.GetForegroundVolumeID())
+            now = [view.GetBackgroundVolumeID(), view.GetForegroundVolumeID()]
             # What was shown and deleted has left an empty layer.
-            ours = all(not a or a == b for a, b in zip(now, told["shown"], strict=True))
-            if ours:
-                before = [view.GetNodeReference(role) for role in (BACKGROUND, FOREGROUND)]
-                back, front = (node.GetID() if node else None for node in before)
-                self._set(view, back, front, told["opacity"], told["compositing"])
-            for role in (BACKGROUND, FOREGROUND):
+            ours = [not a or a == b for a, b in zip(now, told["shown"], strict=True)]
+            for n, role in enumerate((BACKGROUND, FOREGROUND)):
+                node = view.GetNodeReference(role)
+                if ours[n]:
+                    now[n] = node.GetID() if node is not None else None
                 view.RemoveNodeReferenceIDs(role)
+            if not ours[1]:
+                told["opacity"] = view.GetForegroundOpacity()
+                told["compositing"] = view.GetCompositing()
+            self._set(view, now[0], now[1], told["opacity"], told["compositing"])
             view.RemoveAttribute(STATE)
         self._removeBoard()
 

@@ -129,6 +129,25 @@ def test_previews_are_left_with_one_click_and_the_views_are_as_they_were(
     assert slicer.mrmlScene.GetFirstNodeByName("Checkerboard") is None
 
 
+def test_a_preview_takes_an_attention_map_off_the_views_first(
+    host, panel, part, nodes, small, make_result
+):
+    from SlicerMedSegLib.AttentionDisplay import AttentionDisplay
+    from SlicerMedSegLib.ResultToScene import addResultToScene
+
+    slicer.util.setSliceViewerLayers(background=nodes["t1"], fit=True)
+    before = views()
+    bright = np.clip(small["flair"].array / small["flair"].array.max(), 0, 1).astype(np.float32)
+    result = make_result({"Bright": bright}, small)
+    shown = addResultToScene(result, slicer.mrmlScene, nodes["flair"], "Bright")
+    panel.attentionPart.setRun("Bright")
+    AttentionDisplay(slicer.mrmlScene).show(shown.probabilities["Bright"])
+    host.click(part._ui.blendButton)
+    assert {view[:2] for view in views()} == {(nodes["flair"].GetID(), nodes["t2"].GetID())}
+    host.click(part._ui.blendButton)
+    assert views() == before
+
+
 def test_a_cancelled_registration_leaves_no_process_and_the_scene_as_it_was(host, part, nodes):
     ui, count = part._ui, slicer.mrmlScene.GetNumberOfNodes()
     host.click(ui.registerButton)

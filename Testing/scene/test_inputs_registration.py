@@ -183,10 +183,14 @@ def test_the_users_own_choice_during_a_preview_stays(core, small, views):
     preview = RegistrationPreview(core.scene)
     preview.checkerboard(flair, t2)
     views[1].SetBackgroundVolumeID(t2.GetID())
+    views[0].SetForegroundVolumeID(t2.GetID())
+    views[0].SetForegroundOpacity(0.7)
     # Another object, as after the scene was loaded, knows it from the views.
     RegistrationPreview(core.scene).restore()
     assert views[0].GetBackgroundVolumeID() == t1.GetID()
     assert views[1].GetBackgroundVolumeID() == t2.GetID()
+    assert views[0].GetForegroundVolumeID() == t2.GetID()
+    assert views[0].GetForegroundOpacity() == 0.7
     preview.restore()
     assert core.scene.GetNumberOfNodes() == before
 
