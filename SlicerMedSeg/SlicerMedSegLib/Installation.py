@@ -369,7 +369,8 @@ def _advices() -> tuple[tuple[str, str, str], ...]:
            "a folder of wheels."), WHEELS),
         (r"Failed to establish a new connection|NameResolutionError|name resolution|getaddrinfo|"
          r"NewConnectionError|Network is unreachable|Connection refused|timed out|Max retries",
-         _("Check the network and the proxy (HTTPS_PROXY), or install from a folder of wheels."), WHEELS),
+         _("Check the network and the proxy (HTTPS_PROXY), or install from a folder of wheels."),
+         WHEELS),
         (r"No space left on device|\[Errno 28\]|not enough space",
          _("Free some space on that disk and install again."), AGAIN),
         (r"ResolutionImpossible|conflicting dependencies",

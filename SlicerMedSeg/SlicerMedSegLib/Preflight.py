@@ -252,7 +252,8 @@ def _gpuProblem(facts: Facts) -> Problem | None:
     if facts.machine["cuda_build"] is None:
         sentence = _("PyTorch {version} computes on the CPU alone: the {name} needs a build for "
                      "CUDA.").format(version=facts.machine["torch"], name=card["name"])  # fmt: skip
-        return Problem("gpu", sentence, INTERPRETER if facts.python else TORCH, blocks=False)
+        action = TORCH if facts.extension else EXTENSION
+        return Problem("gpu", sentence, INTERPRETER if facts.python else action, blocks=False)
     sentence = _("PyTorch cannot use the {name} with its driver {driver}: {problem} Update the "
                  "driver; the CPU computes until then.")  # fmt: skip
     sentence = sentence.format(

@@ -74,7 +74,8 @@ class ReadyPart:
     @property
     def packagesReady(self) -> bool:
         """Whether the rest of the panel can be loaded."""
-        return not self.facts.missing
+        # Of a package that is loaded in its old version, the new ones would want what it lacks.
+        return not self.facts.missing and not self.facts.stale
 
     def enter(self) -> None:
         """The panel is shown."""
@@ -127,7 +128,7 @@ class ReadyPart:
             python=python,
             missing=missing,
             torch=torch,
-            extension=torch is not None or installation.pyTorch.there(),
+            extension=installation.pyTorch.there(),
             worker=self._worker,
             workerError=self._workerError,
             disks=Preflight.measureDisks(
@@ -137,8 +138,7 @@ class ReadyPart:
             stale=installation.stale,
         )
         self._show()
-        ready = (before.missing, Preflight.blocker(before))
-        if ready != (self.facts.missing, self.blocker):
+        if (before.missing, Preflight.blocker(before)) != (missing, self.blocker):
             self._changed()
 
     def _stops(self) -> list[Problem]:

@@ -104,9 +104,7 @@ def test_all_well_is_one_line_with_the_card_or_the_cores():
     assert blocker(WELL) == ""
     assert readyLine(WELL) == "Ready: CPU, 2 cores"
     worker = {"devices": [CPU, RTX], "machine": MACHINE}
-    assert readyLine(replace(WELL, worker=worker)) == (
-        "Ready: NVIDIA RTX A5000, 8.1 of 24 GB free"
-    )
+    assert readyLine(replace(WELL, worker=worker)) == ("Ready: NVIDIA RTX A5000, 8.1 of 24 GB free")
 
 
 def test_a_worker_of_an_older_version_and_one_that_has_not_answered_have_a_line_too():
@@ -170,6 +168,8 @@ def test_an_idle_card_is_told_and_the_cpu_computes(card, machine, words, button)
     assert named(facts)["gpu"].button == button
     assert blocker(facts) == ""
     assert readyLine(facts) == "Ready: CPU, 2 cores"
+    without = replace(facts, extension=False)
+    assert named(without)["gpu"].button == button.replace("PyTorch", "the extension")
     used = replace(WELL, worker={**worker, "devices": [CPU, RTX]})
     assert problems(used) == []
 
@@ -199,6 +199,17 @@ def test_the_requirements_are_those_of_the_package_but_for_what_slicer_and_its_e
     assert set(Preflight.readRequirements(REQUIREMENTS)) == needed - brought
     assert Preflight.TORCH_REQUIREMENT in brought
     assert Preflight.unmetRequirements(Preflight.readRequirements(REQUIREMENTS)) == []
+
+
+def test_all_that_the_module_loads_is_shipped_with_it():
+    module = PROJECT / "SlicerMedSeg"
+    listed = (
+        (module / "CMakeLists.txt")
+        .read_text(encoding="utf-8")
+        .replace("${MODULE_NAME}", "SlicerMedSeg")
+    )
+    files = [p.relative_to(module).as_posix() for p in (module / "Resources").rglob("*.*")]
+    assert [name for name in files if name not in listed] == []
 
 
 def test_the_card_needs_nothing_that_a_bare_slicer_lacks():

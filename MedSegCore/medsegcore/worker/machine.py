@@ -31,13 +31,14 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "cuda_build": torch.version.cuda,
-        "cores": _cores(),
+        "cores": usable_cores(),
         "nvidia": card,
         "cuda_problem": _cuda_problem() if idle else "",
     }
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
