@@ -108,17 +108,23 @@ class PyTorchExtension:
     """`PyTorch` by the extension's module PyTorchUtils."""
 
     def there(self) -> bool:
-        return importlib.util.find_spec("PyTorchUtils") is not None
+        return "PyTorchUtils" in sys.modules or importlib.util.find_spec("PyTorchUtils") is not None
 
     def addExtension(self) -> None:
         manager = slicer.app.extensionsManagerModel()
-        manager.interactive = False
-        if not manager.installExtensionFromServer(EXTENSION):
+        interactive, manager.interactive = manager.interactive, False
+        try:
+            # Without its restart, which asks nobody whether the scene is saved.
+            added = manager.installExtensionFromServer(EXTENSION, False)
+        finally:
+            manager.interactive = interactive
+        if not added:
             raise RuntimeError(
                 _("The extension PyTorch could not be installed from the Extensions Catalog.")
             )
 
     def install(self) -> None:
+        """As above; the extension itself imports torch this once, to see that it works."""
         requirement = TORCH_REQUIREMENT.removeprefix("torch")
         _pyTorchLogic().installTorch(askConfirmation=False, torchVersionRequirement=requirement)
 

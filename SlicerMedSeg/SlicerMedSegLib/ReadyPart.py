@@ -89,6 +89,7 @@ class ReadyPart:
     def check(self) -> None:
         """Look at everything again."""
         self._installation.failure = None
+        self._say("")
         self._forgetWorker()
         self._look()
         self.askWorker()
@@ -170,7 +171,7 @@ class ReadyPart:
         if problem is None or self._busy:
             return
         {
-            Preflight.RESTART: slicer.util.restart,
+            Preflight.RESTART: self._restart,
             Preflight.PACKAGES: self._installPackages,
             Preflight.TORCH: self._installTorch,
             Preflight.EXTENSION: self._installExtension,
@@ -178,6 +179,12 @@ class ReadyPart:
             Preflight.INTERPRETER: self._choosePython,
             Preflight.AGAIN: self.check,
         }[problem.action]()
+
+    def _restart(self) -> None:
+        if slicer.util.confirmOkCancelDisplay(
+            _("Slicer restarts now: what is not saved is lost."), _("Restart Slicer")
+        ):
+            slicer.util.restart()
 
     def _installPackages(self) -> None:
         self._run(_("Installing packages..."), self._installation.installPackages)

@@ -165,7 +165,6 @@ def test_torch_comes_by_slicers_extension_and_after_a_restart_the_next_step_is_n
 
     extension = types.ModuleType("PyTorchUtils")
     extension.PyTorchUtilsLogic = PyTorchUtilsLogic
-    extension.__spec__ = types.SimpleNamespace(name="PyTorchUtils")
     monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
 
     def version(name):
@@ -209,6 +208,10 @@ def test_restart_is_one_click_and_until_then_the_rest_of_the_panel_is_not_loaded
     assert "the old typing-extensions" in texts(ui)["restart"]
     assert panel.runPart is None
     assert ui.restartButton.text == "Restart Slicer"
+    host.dialogs.expect("what is not saved is lost", "Cancel")
+    host.click(ui.restartButton)
+    assert host.errors == []
+    host.dialogs.expect("what is not saved is lost", "OK")
     host.click(ui.restartButton)
     assert host.errors == ["slicer.app.restart() was called: the application would end here."]
     host.errors.clear()

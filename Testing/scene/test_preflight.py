@@ -6,8 +6,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import slicer
 
 from SlicerMedSegLib import Installation as installing
 from SlicerMedSegLib import Preflight
@@ -332,6 +334,30 @@ def test_a_new_extension_asks_for_a_restart(tiny):
     installation = Installation(tiny, Settings(), Pip("/no/pip"), Extension())
     assert installation.installExtension() is None
     assert installation.stale == ("list of extensions",)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_extension_is_installed_without_pop_ups_and_without_a_restart_of_its_own(
+    tiny, monkeypatch, works
+):
+    class Manager:
+        interactive = True
+
+        def installExtensionFromServer(self, extensionName, restart=True):
+            asked.append((extensionName, restart, self.interactive))
+            return works
+
+    asked, manager = [], Manager()
+    application = SimpleNamespace(extensionsManagerModel=lambda: manager)
+    monkeypatch.setattr(slicer, "app", application, raising=False)
+    installation = Installation(tiny, Settings())
+    failure = installation.installExtension()
+    assert asked == [("PyTorch", False, False)]
+    assert manager.interactive
+    assert (failure is None) == works
+    assert bool(installation.stale) == works
+    if not works:
+        assert "could not be installed from the Extensions Catalog" in failure.sentence
 
 
 # What went wrong.
