@@ -358,9 +358,9 @@ def explain(log: str, error: str) -> Problem:
 def _lastWords(log: str, error: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     # What pip retried says why; its last line often only that nothing was found.
+    tried = re.findall(r"connection broken by '(.+)': \S+$", log, re.MULTILINE)
     told = [line for line in lines if line.startswith("ERROR:")]
-    tried = [line for line in lines if "connection broken by" in line]
-    words = " ".join([*tried[-1:], *told[:2]] or lines[-2:] or [error])
+    words = " ".join([*tried[-1:], *told[-1:]] or lines[-2:] or [error])
     return words if len(words) <= LONGEST else words[:LONGEST] + "..."
 
 

@@ -270,6 +270,8 @@ class ReadyPart:
             button.enabled = not self._busy
             if problem is not None:
                 label.text, button.text = problem.sentence, problem.button
+                # A long path does not wrap and is cut, so that it does not widen the panel.
+                label.toolTip = problem.sentence
         color, text = self._headline(found)
         ui.readyLabel.text = text
         ui.readyLabel.setStyleSheet(f"color: {color}")

@@ -69,6 +69,9 @@ def test_a_bare_slicer_shows_the_card_alone_and_becomes_the_panel_from_a_folder_
     assert "Failed to establish a new connection" in texts(ui)["failure"]
     assert ui.failureButton.text == "Choose a wheel folder"
     assert ui.packagesButton.enabled
+    # What does not wrap does not widen the panel.
+    host.wait(50)
+    assert panel.parent.width <= 420
     seen = len(host.dialogs.seen)
     assert panel.readyPart._installation.installPackages(interactive=False) is not None
     assert len(host.dialogs.seen) == seen
