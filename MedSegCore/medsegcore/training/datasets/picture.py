@@ -63,6 +63,7 @@ def draw_case(
                     ax.text(
                         0.02, 0.94 - 0.06 * n, name, fontsize=6, transform=ax.transAxes,
                         color=COLORS[(value - 1) % len(COLORS)],
+                        bbox={"facecolor": "black", "alpha": 0.7, "linewidth": 0, "pad": 1},
                     )  # fmt: skip
             if column == 0:
                 ax.text(0.02, 0.02, plane, color="white", fontsize=7, transform=ax.transAxes)
