@@ -315,6 +315,9 @@ def test_a_conversion_is_whole_or_not_there(download, tmp_path):
     download.mask("label/label0002.nii.gz", 13)
     seen = []
     adapter.convert(download.root, tmp_path / "out", lambda *args: seen.append(args))
+    # What needs no change takes no space.
+    linked = tmp_path / "out" / "imagesTr" / "btcv_0001_0000.nii.gz"
+    assert linked.samefile(download.root / "img" / "img0001.nii.gz")
     assert seen == [("btcv_0001", 0, 2), ("btcv_0002", 1, 2), ("", 2, 2)]
     with pytest.raises(OutputError, match="exists already"):
         adapter.convert(download.root, tmp_path / "out")

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medsegcore.errors import DatasetError, MissingInputError
-from medsegcore.imaging.io import EXTENSIONS
+from medsegcore.imaging.io import EXTENSIONS, file_and_volume
 from medsegcore.models.contrasts import contrast_of
 from medsegcore.models.schema import Key
 from medsegcore.training.datasets.sources import combined_terms
@@ -459,4 +459,4 @@ def _missing(channels: dict[str, Channel], files: _Files, labelled: bool) -> lis
 
 def _on_disk(path: Path) -> Path:
     """Without the number of the volume."""
-    return Path(re.sub(r"@\d+$", "", str(path)))
+    return Path(file_and_volume(path)[0])
