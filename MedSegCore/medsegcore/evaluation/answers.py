@@ -186,6 +186,41 @@ def chosen(labelmap: np.ndarray, value: int | None) -> np.ndarray:
     return labelmap > 0 if value is None else labelmap == value
 
 
+def model_labels(description: ModelDescription) -> dict[str, int | None]:
+    """What the masks of a model's training data mean: its own values, or all of a lone label."""
+    if len(description.labels) == 1:
+        return {description.labels[0].name: None}
+    return {label.name: label.value for label in description.labels}
+
+
+def labels_to_measure(
+    known: Mapping[str, int], models: Sequence[ModelDescription]
+) -> dict[str, int | None]:
+    """Value by name of the labels that a data set and the models have in common.
+
+    A lone label of the data set stands for every value above 0, e.g. the grades of lesions. A
+    folder of cases names one label, its mask's; the values are those of a model with several.
+
+    Args:
+        known: of the data set.
+
+    Raises:
+        SettingError: the data set has several labels, and none is one of the first model's.
+    """
+    if not models:
+        return dict.fromkeys(known) if len(known) == 1 else dict(known)
+    own = model_labels(models[0])
+    if len(known) == 1:
+        return own
+    common: dict[str, int | None] = {name: known[name] for name in own if name in known}
+    if not common:
+        raise SettingError(
+            f"The data set has no label of the model '{models[0].id}': {', '.join(own)}.",
+            f"Its labels: {', '.join(known)}. Give --labels NAME=VALUE.",
+        )
+    return common
+
+
 def name_apart(methods: Sequence[Method]) -> None:
     """Number the methods that have the same name."""
     names = [method.name for method in methods]

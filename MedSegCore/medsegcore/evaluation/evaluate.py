@@ -1,16 +1,11 @@
 """Answers against reference masks: the figures of one case, of a data set, and for the card."""
 
-import csv
-import io
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from medsegcore.errors import MissingInputError, UnreadableImageError
 from medsegcore.evaluation.answers import (
     Answer,
     CaseFiles,
@@ -18,13 +13,13 @@ from medsegcore.evaluation.answers import (
     Method,
     ModelAnswers,
     chosen,
+    model_labels,
 )
 from medsegcore.evaluation.lesions import LesionRecord, lesion_records
 from medsegcore.evaluation.metrics import (
     LesionCandidates,
     best_threshold_dice,
     dice,
-    froc,
     hausdorff95_mm,
     iou,
     lesion_candidates,
@@ -37,26 +32,19 @@ from medsegcore.evaluation.metrics import (
 from medsegcore.evaluation.pictures import ErrorView, error_view
 from medsegcore.evaluation.statistics import (
     Overlap,
-    PairedTest,
-    Summary,
-    holm,
     overlap,
-    paired_tests,
     summarise,
-    voxel_average,
 )
 from medsegcore.imaging import Grid, Image, read_image, resample, without_nans
 from medsegcore.inference.predictor import Predictor
 from medsegcore.inference.preprocess import foreground, normalise
-from medsegcore.models import Label, Metric, Normalisation
+from medsegcore.models import Metric, Normalisation
 
 # Lesions below this volume are not counted: at 1 mm^3 they are noise of the outline.
 COUNTED_LESION_ML = 0.003
 # A mean of volumes over labels says nothing.
 NOT_AVERAGED = ("volume", "reference volume", "volume difference")
 MEAN = "mean"
-# By case and column, as `--out` writes them.
-Table = dict[str, dict[str, float | None]]
 
 
 class Figure(NamedTuple):
@@ -239,13 +227,6 @@ def _background(images: Mapping[str, Image], first: Sequence[str], grid: Grid) -
     return resample(images[min(images, key=rank)], grid)
 
 
-def model_labels(labels: Sequence[Label]) -> dict[str, int | None]:
-    """What the masks of a model's training data mean: its own values, or all of a lone label."""
-    if len(labels) == 1:
-        return {labels[0].name: None}
-    return {label.name: label.value for label in labels}
-
-
 def evaluate_model(
     predictor: Predictor,
     cases: Sequence[tuple[str, dict[str, Path], Path]],
@@ -261,7 +242,7 @@ def evaluate_model(
         baseline, progress: as for `evaluate`.
         thresholds: by label name, 0..1; the model's own where none is given.
     """
-    labels = model_labels(predictor.description.labels)
+    labels = model_labels(predictor.description)
     method = ModelAnswers(predictor, list(labels), mirror, thresholds)
     files = [CaseFiles(*case) for case in cases]
     return evaluate([method], files, labels, baseline, progress=progress)[method.name]
@@ -281,117 +262,3 @@ def card_metrics(rows: list[EvaluatedCase], how: str) -> list[Metric]:
         for row in rows
         for figure in row.figures
     ]
-
-
-def summaries(rows: Sequence[EvaluatedCase]) -> dict[str, Summary]:
-    """Mean, spread and quartiles over the cases of each measure; units stand in the names."""
-    return {
-        figure.column: summarise([row.figures[n].value for row in rows])
-        for n, figure in enumerate(rows[0].figures)
-    }
-
-
-def pooled(rows: Sequence[EvaluatedCase]) -> dict[str, float]:
-    """Measures of all cases together: Dice and IoU of the pooled voxels, and the FROC score."""
-    out = {}
-    for label in rows[0].overlaps:
-        start = f"{label}: " if label else ""
-        voxels = voxel_average([row.overlaps[label] for row in rows])
-        out.update({f"{start}voxel average {name}": value for name, value in voxels.items()})
-        if label in rows[0].candidates:
-            curve = froc([row.candidates[label] for row in rows])
-            if curve is not None:
-                out[f"{start}FROC score"] = curve.score
-    return out
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One measure of two methods on the same cases.
-
-    Attributes:
-        t_holm, wilcoxon_holm: the p values after Holm's correction for all tests of that kind
-            that were made together.
-    """
-
-    first: str
-    second: str
-    measure: str
-    test: PairedTest
-    t_holm: float | None = None
-    wilcoxon_holm: float | None = None
-
-
-def compare(tables: Mapping[str, Table]) -> list[Comparison]:
-    """Paired tests of each pair of evaluations, measure by measure, on the cases of both.
-
-    Args:
-        tables: by the method's name.
-
-    Raises:
-        MissingInputError: two have no case in common.
-    """
-    tests = []
-    for (first, a), (second, b) in itertools.combinations(tables.items(), 2):
-        common = [case for case in a if case in b]
-        if not common:
-            raise MissingInputError(
-                f"The evaluations of '{first}' and '{second}' have no case in common.",
-                f"Cases of the first: {', '.join(a)}.",
-            )
-        for measure in a[common[0]]:
-            test = paired_tests(
-                [a[case][measure] for case in common], [b[case].get(measure) for case in common]
-            )
-            tests.append((first, second, measure, test))
-    t = holm([test.t_p for *_, test in tests])
-    wilcoxon = holm([test.wilcoxon_p for *_, test in tests])
-    return [Comparison(*test, *p) for test, *p in zip(tests, t, wilcoxon, strict=True)]
-
-
-def figures_table(rows: Sequence[EvaluatedCase]) -> Table:
-    """Value by column by case, rounded as the .csv has them."""
-    return {
-        row.case: {f.column: None if f.value is None else round(f.value, 4) for f in row.figures}
-        for row in rows
-    }
-
-
-def read_figures(path: Path) -> Table:
-    """What `figures_csv` wrote of one method; empty cells are None.
-
-    Raises:
-        UnreadableImageError: no such file, or not of this form.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-        if "model" in (lines[0] if lines else {}):
-            raise ValueError("several models")
-        return {
-            line["case"]: {k: float(v) if v else None for k, v in line.items() if k != "case"}
-            for line in lines
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnreadableImageError(
-            f"'{path}' holds no figures of one evaluation.",
-            "Give what --out wrote before for one model.",
-        ) from error
-
-
-def figures_csv(rows: Mapping[str, Sequence[EvaluatedCase]]) -> str:
-    """One line per case, with the method's name before it when there are several.
-
-    Args:
-        rows: by the method's name. Units stand in the column names.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    several = len(rows) > 1
-    columns = [figure.column for figure in next(iter(rows.values()))[0].figures]
-    writer.writerow([*(["model"] if several else []), "case", *columns])
-    for method, cases in rows.items():
-        for row in cases:
-            cells = ["" if f.value is None else f"{f.value:.4f}" for f in row.figures]
-            writer.writerow([*([method] if several else []), row.case, *cells])
-    return text.getvalue()

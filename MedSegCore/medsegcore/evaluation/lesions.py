@@ -1,8 +1,6 @@
 """Lesion by lesion: what was found, what was missed, and what is none."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +11,6 @@ from medsegcore.imaging import Grid
 # Decades in ml: MS lesions of 0.003 ml and tumours of 100 ml each find their place.
 SIZE_EDGES_ML = (0.01, 0.1, 1.0, 10.0)
 SIZE_NAMES = ("below 0.01 ml", "0.01 to 0.1 ml", "0.1 to 1 ml", "1 to 10 ml", "10 ml and more")
-COLUMNS = (
-    "label", "kind", "number", "volume_ml", "found", "best_dice", "max_probability",
-    "center_r_mm", "center_a_mm", "center_s_mm",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,32 +110,3 @@ def by_size(lesions: Sequence[LesionRecord]) -> list[SizeBin]:
             found = sum(lesion.found for lesion in real)
             rows.append(SizeBin(name, len(real), found, len(inside) - len(real)))
     return rows
-
-
-def lesions_csv(lesions: Mapping[tuple[str, str], Sequence[LesionRecord]]) -> str:
-    """One line per lesion; empty cells where a column does not apply.
-
-    Args:
-        lesions: by method and case.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "case", *COLUMNS])
-    for (method, case), records in lesions.items():
-        for lesion in records:
-            writer.writerow([method, case, *_cells(lesion)])
-    return text.getvalue()
-
-
-def _cells(lesion: LesionRecord) -> list[str]:
-    probability = lesion.max_probability
-    return [
-        lesion.label,
-        "false" if lesion.false else "reference",
-        str(lesion.number),
-        f"{lesion.volume_ml:.4f}",
-        "" if lesion.false else "yes" if lesion.found else "no",
-        "" if lesion.false else f"{lesion.best_dice:.4f}",
-        "" if probability is None else f"{probability:.4f}",
-        *[f"{c:.2f}" for c in lesion.center_ras],
-    ]

@@ -11,8 +11,10 @@ from medsegcore.imaging import Grid, Image, reorient
 # Half of the window that is shown, and how far apart wrong voxels count as one error.
 HALF_WINDOW_MM = 45.0
 NEAR_MM = 4.0
+# Bright lesions stay gray, so that the outlines stand out from them.
+WHITE = 300
 # Okabe and Ito's palette: told apart by those who are colour-blind, and by the line in print.
-ANSWER_COLOR = "#E69F00"
+ANSWER_COLOR = "#D55E00"
 REFERENCE_COLOR = "#56B4E9"
 # Of an array in LAS: the axis that is cut, the letters at left and right, below and above.
 PLANES = (("axial", 0, "RL", "PA"), ("coronal", 1, "RL", "IS"), ("sagittal", 2, "AP", "IS"))
@@ -131,14 +133,16 @@ def draw(view: ErrorView) -> bytes:
         _draw_plane(axes, plane, f"{plane.title}, {places[2 - n]}")
     figure.subplots_adjust(left=0.005, right=0.995, bottom=0.02, top=0.92, wspace=0.02)
     data = io.BytesIO()
-    figure.savefig(data, format="jpeg", dpi=100, pil_kwargs={"quality": 88})
+    figure.savefig(data, format="jpeg", dpi=130, pil_kwargs={"quality": 88})
     return data.getvalue()
 
 
 def _draw_plane(axes, plane: Plane, title: str) -> None:
+    from matplotlib.patheffects import withStroke
+
     height, width = (n * s for n, s in zip(plane.gray.shape, plane.spacing, strict=True))
     extent = (0, width, 0, height)
-    axes.imshow(plane.gray, cmap="gray", vmin=0, vmax=255, origin="lower", extent=extent,
+    axes.imshow(plane.gray, cmap="gray", vmin=0, vmax=WHITE, origin="lower", extent=extent,
                 interpolation="bilinear")  # fmt: skip
     for numbers, color, style in (
         (plane.reference, REFERENCE_COLOR, "solid"),
@@ -147,12 +151,11 @@ def _draw_plane(axes, plane: Plane, title: str) -> None:
         for label in np.unique(numbers[numbers > 0]):
             axes.contour((numbers == label).astype(float), [0.5], colors=color, linestyles=[style],
                          linewidths=1.3, origin="lower", extent=extent)  # fmt: skip
-    left, right, below, above = plane.sides
-    white = {"color": "white", "fontsize": 9, "ha": "center", "va": "center"}
-    axes.text(0.03, 0.5, left, transform=axes.transAxes, **white)
-    axes.text(0.97, 0.5, right, transform=axes.transAxes, **white)
-    axes.text(0.5, 0.03, below, transform=axes.transAxes, **white)
-    axes.text(0.5, 0.97, above, transform=axes.transAxes, **white)
+    white = {"color": "white", "fontsize": 9, "ha": "center", "va": "center", "weight": "bold",
+             "path_effects": [withStroke(linewidth=2, foreground="black")]}  # fmt: skip
+    corners = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97))
+    for letter, place in zip(plane.sides, corners, strict=True):
+        axes.text(*place, letter, transform=axes.transAxes, **white)
     # 20 mm from the lower left corner.
     axes.plot([4, 24], [4, 4], color="white", linewidth=2, solid_capstyle="butt")
     axes.text(14, 6, "20 mm", color="white", fontsize=8, ha="center", va="bottom")

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,7 +20,7 @@ BOXES = (
     ("lesion precision", 0, 1), ("lesion F1", 0, 1), ("HD95", 0, None),
     ("mean surface distance", 0, None), ("volume difference", None, None),
 )  # fmt: skip
-STYLE = {
+STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#DDDDDD", "axes.axisbelow": True, "svg.hashsalt": "medseg",
     "legend.frameon": False,
@@ -65,16 +66,19 @@ def _look(n: int) -> tuple[str, str]:
     return COLORS[n % len(COLORS)], MARKERS[n % len(MARKERS)]
 
 
-def _legend(canvas: Canvas, rows: Rows, marker: bool = True) -> None:
-    """The methods' names below all axes."""
+def _handles(rows: Rows) -> list[Any]:
+    """For a legend of the methods."""
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], color=_look(n)[0], marker=_look(n)[1] if marker else "",
-               linestyle="" if marker else "-", label=name)
+    return [
+        Line2D([], [], color=_look(n)[0], marker=_look(n)[1], linestyle="", label=name)
         for n, name in enumerate(rows)
-    ]  # fmt: skip
-    canvas.legend(handles=handles, loc="outside lower center", ncols=min(len(rows), 3))
+    ]
+
+
+def _legend(canvas: Canvas, rows: Rows) -> None:
+    """The methods' names below the axes."""
+    canvas.legend(handles=_handles(rows), loc="outside lower center", ncols=min(len(rows), 3))
 
 
 def _boxes(rows: Rows, label: str) -> Canvas | None:
@@ -83,8 +87,7 @@ def _boxes(rows: Rows, label: str) -> Canvas | None:
     all_axes = canvas.subplots(2, 5).ravel()
     for axes, (measure, low, high) in zip(all_axes, BOXES, strict=False):
         units = {f.unit for cases in rows.values() for f in cases[0].figures if f.name == measure}
-        axes.set_title(measure, fontsize=9)
-        axes.set_ylabel(f"[{unit}]" if (unit := units.pop()) else "")
+        axes.set_title(f"{measure} [{unit}]" if (unit := units.pop()) else measure, fontsize=9)
         for n, cases in enumerate(rows.values()):
             color, marker = _look(n)
             defined = [v for v in values(cases, measure, label) if v is not None]
@@ -106,9 +109,8 @@ def _boxes(rows: Rows, label: str) -> Canvas | None:
             axes.set_ylim(bottom=low)
         else:
             axes.axhline(0, color="black", linewidth=0.8)
-    for axes in all_axes[len(BOXES) :]:
-        axes.set_axis_off()
-    _legend(canvas, rows)
+    all_axes[-1].set_axis_off()
+    all_axes[-1].legend(handles=_handles(rows), loc="center left")
     return canvas
 
 
