@@ -35,13 +35,15 @@ class Console:
             return
         self.stop()
         from rich.console import Console as RichConsole
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left")
+        table = Table(title=escape(title), title_justify="left")
         for n, column in enumerate(columns):
-            table.add_column(column, justify="left" if n == 0 else "right", overflow="fold")
+            # A unit such as [mm] would be taken for a style.
+            table.add_column(escape(column), justify="left" if n == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         # In a file or a pipe, half a table is worse than a wide one.
         width = None if sys.stdout.isatty() else 160
         RichConsole(width=width).print(table)

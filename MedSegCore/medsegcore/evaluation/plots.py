@@ -99,7 +99,8 @@ def _boxes(rows: Rows, label: str) -> Canvas | None:
             elif defined:
                 axes.hlines(np.median(defined), n - 0.3, n + 0.3, color=color, linewidth=2)
             # Side by side in the order of the cases, so that none hides another.
-            beside = n + np.linspace(-0.18, 0.18, len(defined)) if len(defined) > 1 else [n]
+            spread = 0.18 if len(defined) > 1 else 0.0
+            beside = n + np.linspace(-spread, spread, len(defined))
             axes.scatter(beside, defined, s=16, color=color, marker=marker, alpha=0.7, linewidths=0)
         axes.set_xlim(-0.6, len(rows) - 0.4)
         axes.set_xticks([])
@@ -148,7 +149,11 @@ def _bland_altman(rows: Rows, label: str) -> Canvas:
 
 
 def _froc(rows: Rows, label: str) -> Canvas | None:
-    """Recall over false lesions per case, and as a marker where each method works."""
+    """Recall over false lesions per case, and as a marker where each method works.
+
+    The curve takes each region above the lowest threshold as one candidate, whatever part of it
+    is answered at a higher one, so that it lies above the marker.
+    """
     canvas = Canvas(figsize=(6.4, 4.2), layout="constrained")
     axes = canvas.subplots()
     drawn = False
@@ -165,9 +170,10 @@ def _froc(rows: Rows, label: str) -> Canvas | None:
             axes.plot((len(lesions) - len(real)) / len(cases), recall, marker, color=color,
                       markersize=8, markeredgecolor="black")  # fmt: skip
             drawn = True
-    axes.set_xlabel("false lesions per case (symmetrical log scale)")
+    axes.set_xlabel("false lesions per case (linear up to 1, then logarithmic)")
     axes.set_ylabel("share of reference lesions found")
     axes.set_xscale("symlog", linthresh=1)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.03)
     _legend(canvas, rows)
@@ -186,6 +192,7 @@ def _dice_by_load(rows: Rows, label: str) -> Canvas | None:
         axes.scatter(load[load > 0], dice[load > 0], color=color, marker=marker, s=28, alpha=0.8)
         drawn = drawn or bool((load > 0).any())
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("reference volume [ml] (log scale)")
     axes.set_ylabel("Dice")
