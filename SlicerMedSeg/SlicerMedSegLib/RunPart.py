@@ -248,7 +248,7 @@ class RunPart:
         try:
             self._run = Segmentation(
                 warmWorker(self._python()), self._scene, job.model, dict(job.inputNodes), options,
-                self._progressed, self._ended, frames=job.frames, region=job.region,
+                self._progressed, self._ended, frames=job.frames, region=job.region, live=True,
             )  # fmt: skip
         except Exception as error:
             self._run = None
@@ -371,6 +371,7 @@ def _stageTitle(stage: str) -> str:
         "segment": _("Segmenting"),
         "restore": _("Bringing the answer onto the image's grid"),
         "measure": _("Measuring lesions"),
+        "show": _("Bringing the result into the scene"),
     }
     return titles.get(stage, stage)
 

@@ -96,11 +96,12 @@ def fillVolumeNode(node, image: Image) -> None:
     node.SetAndObserveImageData(data)
 
 
-def orientedImage(image: Image):
-    """The Image as segments hold it."""
+def orientedImage(image: Image, box: tuple[slice, ...] | None = None):
+    """The Image, or a box of its voxels, as segments hold it."""
+    box = box or tuple(slice(0, n) for n in image.shape)
     data = slicer.vtkOrientedImageData()
-    data.SetDimensions(*image.shape[::-1])
-    data.GetPointData().SetScalars(_scalars(image.array))
+    data.SetExtent(*(n for s in reversed(box) for n in (s.start, s.stop - 1)))
+    data.GetPointData().SetScalars(_scalars(image.array[box]))
     data.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(image.affine))
     return data
 

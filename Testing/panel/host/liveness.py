@@ -1,0 +1,72 @@
+"""How long the event loop is held up, by a timer that wants to tick every 5 ms."""
+
+import sys
+import threading
+import time
+from collections import Counter
+
+from PySide6 import QtCore
+
+TICK_MS = 5
+
+
+class Liveness:
+    """Measures from `__enter__` to `__exit__`; use it as a context manager.
+
+    Attributes:
+        longest_ms: the longest that passed between two ticks, of the thread's own time: the
+            machine may be busy with something else.
+        longest_wall_ms: the same by the clock on the wall.
+        culprits: (ms, innermost functions) of each gap above `tell_ms`, where most of it was spent.
+
+    Args:
+        tell_ms: gaps above are kept with what ran in them.
+    """
+
+    def __init__(self, tell_ms: float = 50.0) -> None:
+        self.tell_ms = tell_ms
+        self.longest_ms = self.longest_wall_ms = 0.0
+        self.culprits: list[tuple[float, str]] = []
+        self._timer = QtCore.QTimer()
+        self._timer.setTimerType(QtCore.Qt.TimerType.PreciseTimer)
+        self._timer.timeout.connect(self._tick)
+        self._frames: Counter = Counter()
+        self._thread = threading.get_ident()
+        self._running = True
+
+    def __enter__(self) -> "Liveness":
+        threading.Thread(target=self._watch, daemon=True).start()
+        self._last = time.thread_time(), time.perf_counter()
+        self._timer.start(TICK_MS)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._tick()
+        self._running = False
+        self._timer.stop()
+
+    def _tick(self) -> None:
+        now = time.thread_time(), time.perf_counter()
+        gap, wall = (1000 * (b - a) for a, b in zip(self._last, now, strict=True))
+        self.longest_ms = max(self.longest_ms, gap)
+        self.longest_wall_ms = max(self.longest_wall_ms, wall)
+        frames, self._frames = self._frames, Counter()
+        if gap > self.tell_ms:
+            top = "; ".join(f"{name} x{count}" for name, count in frames.most_common(3))
+            self.culprits.append((gap, top))
+        self._last = now
+
+    def _watch(self) -> None:
+        """Looks where the measured thread is, every 2 ms."""
+        while self._running:
+            frame = sys._current_frames().get(self._thread)
+            names: list[str] = []
+            while frame is not None and len(names) < 6:
+                if "SlicerMedSeg" in frame.f_code.co_filename or "medsegcore" in (
+                    frame.f_code.co_filename
+                ):
+                    names.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
+                frame = frame.f_back
+            if names:
+                self._frames[" < ".join(names)] += 1
+            time.sleep(0.002)
