@@ -11,7 +11,8 @@ import numpy as np
 import slicer
 
 from medsegcore.errors import EditedSegmentError, MissingInputError, SettingError
-from medsegcore.imaging import Grid, Image, reorient
+from medsegcore.imaging import Grid, Image
+from medsegcore.imaging.resample import reoriented_view
 
 from .Lattice import AxisMap, imageAffine, isEmpty, maskOnGrid
 from .NodeNames import KEY
@@ -20,6 +21,7 @@ from .ResultToScene import findRuns
 from .SceneConversion import localAffine, parentToWorld
 from .SegmentRule import LOWEST, LabelRule, maskChecksum, packVoxels, unpackVoxels, winners
 from .SegmentTags import CHECKSUM, DROPPED, LABEL, MIN_ML, THRESHOLD, readTag
+from .Steps import Steps, copyInSteps, runToEnd
 from .Translation import _
 
 _BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
@@ -48,6 +50,18 @@ class RunSegments:
     """
 
     def __init__(self, scene, run: str, saveState: Callable[[], object] | None = None) -> None:
+        runToEnd(self._open(scene, run, saveState))
+
+    @classmethod
+    def opening(
+        cls, scene, run: str, saveState: Callable[[], object] | None = None
+    ) -> Steps["RunSegments"]:
+        """The constructor in short steps."""
+        segments = cls.__new__(cls)
+        yield from segments._open(scene, run, saveState)
+        return segments
+
+    def _open(self, scene, run: str, saveState: Callable[[], object] | None) -> Steps[None]:
         nodes = findRuns(scene).get(run, {})
         if not nodes.get("segmentation") or not nodes.get("probability"):
             raise MissingInputError(
@@ -56,7 +70,7 @@ class RunSegments:
             )
         self.scene, self.run = scene, run
         self.segmentation = nodes["segmentation"][0]
-        self._readProbabilities(nodes["probability"])
+        yield from self._readProbabilities(nodes["probability"])
         self.labels = [name for name in self._segmentIds() if name in self.probabilities]
         self.history = None
         if saveState is None:
@@ -64,10 +78,10 @@ class RunSegments:
             self.history.SetMaximumNumberOfStates(20)
             self.history.SetSegmentation(self.segmentation.GetSegmentation())
         self._saveState = saveState
-        self._rules = {
-            name: LabelRule(self.probabilities[name], self._tag(name, THRESHOLD, 0.5))
-            for name in self.labels
-        }
+        self._rules = {}
+        for name in self.labels:
+            threshold = self._tag(name, THRESHOLD, 0.5)
+            self._rules[name] = yield from LabelRule.making(self.probabilities[name], threshold)
         self._owner: np.ndarray | None = None
         self._stamps: dict[str, tuple] = {}
         self._masks: dict[str, np.ndarray | None] = {}
@@ -76,6 +90,7 @@ class RunSegments:
         self._hadSurface = False
         self._observers = Observers()
         onSceneClose(self._observers, scene, self.close)
+        yield
         self._sync()
 
     def close(self) -> None:
@@ -85,12 +100,13 @@ class RunSegments:
             self.history.SetSegmentation(None)
         self._stamps, self._masks = {}, {}
 
-    def _readProbabilities(self, nodes: list) -> None:
+    def _readProbabilities(self, nodes: list) -> Steps[None]:
         self.probabilities: dict[str, np.ndarray] = {}
         for node in nodes:
-            image = Image(slicer.util.arrayFromVolume(node), localAffine(node))
-            turned = reorient(image, "RAS")
-            self.probabilities[node.GetAttribute(KEY)] = np.ascontiguousarray(turned.array).copy()
+            turned = reoriented_view(Image(slicer.util.arrayFromVolume(node), localAffine(node)))
+            copy = np.empty(turned.shape, np.float32)
+            yield from copyInSteps(copy, turned.array)
+            self.probabilities[node.GetAttribute(KEY)] = copy
             self.grid = turned.grid
         self.worldGrid = Grid(self.grid.shape, parentToWorld(nodes[0]) @ self.grid.affine)
 

@@ -9,11 +9,15 @@ from medsegcore.errors import ColorImageError, EmptyImageError, GeometryError
 from medsegcore.imaging import Image
 
 
-def imageFromVolumeNode(node) -> Image:
+def imageFromVolumeNode(node, copy: bool = True) -> Image:
     """A scalar volume node as an Image in the world's RAS, its parent transforms applied.
 
     A linear transform moves the affine and leaves the voxels; any other one resamples a copy of
     the node.
+
+    Args:
+        node: scalar volume node.
+        copy: read by copy: what runs later must not see the user's edits half way.
 
     Raises:
         ColorImageError: a vector or color volume.
@@ -33,8 +37,8 @@ def imageFromVolumeNode(node) -> Image:
     transform = node.GetParentTransformNode()
     if transform is not None and not transform.IsTransformToWorldLinear():
         return _hardenedCopy(node)
-    # Read by copy: what runs later must not see the user's edits half way.
-    array = slicer.util.arrayFromVolume(node).copy()
+    array = slicer.util.arrayFromVolume(node)
+    array = array.copy() if copy else array
     image = Image(array, parentToWorld(node) @ localAffine(node), "volume")
     image.grid.check("The volume under its transform")
     return image

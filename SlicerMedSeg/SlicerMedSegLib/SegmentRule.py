@@ -2,12 +2,14 @@
 
 import base64
 import hashlib
+import itertools
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from .Lattice import boundingBox
+from .Steps import Steps, runToEnd
 
 # Below this the voxels are not sorted: whole volumes of air would be.
 LOWEST = 0.01
@@ -22,15 +24,28 @@ class LabelRule:
     """
 
     def __init__(self, probability: np.ndarray, threshold: float) -> None:
+        runToEnd(self._make(probability, threshold))
+
+    @classmethod
+    def making(cls, probability: np.ndarray, threshold: float) -> Steps["LabelRule"]:
+        """The constructor in short steps."""
+        rule = cls.__new__(cls)
+        yield from rule._make(probability, threshold)
+        return rule
+
+    def _make(self, probability: np.ndarray, threshold: float) -> Steps[None]:
         self.probability = probability
         self.threshold = threshold
         flat = probability.reshape(-1)
         above = np.flatnonzero(flat >= min(LOWEST, threshold))
+        yield
         order = np.argsort(-flat[above], kind="stable")
+        yield
         self._voxels = above[order]
         # Negative, so that they rise and can be searched.
         self._negative = -flat[self._voxels]
         kji = np.stack(np.unravel_index(self._voxels, probability.shape)).astype(np.int32)
+        yield
         self._low = np.minimum.accumulate(kji, axis=1)
         self._high = np.maximum.accumulate(kji, axis=1) + 1
         self.filtered: np.ndarray | None = None
@@ -47,6 +62,10 @@ class LabelRule:
         before, after = self._count(self.threshold), self._count(threshold)
         self.threshold = threshold
         return self._voxels[min(before, after) : max(before, after)]
+
+    def above(self) -> np.ndarray:
+        """The voxels (flat) at or above the threshold."""
+        return self._voxels[: self._count(self.threshold)]
 
     def setKept(self, minMl: float, voxelMl: float, dropped: Sequence[np.ndarray]) -> None:
         """Which components stay: not below `minMl`, and none whose highest voxel is that of a
@@ -112,14 +131,17 @@ def winners(rules: Sequence[LabelRule], voxels: np.ndarray | None) -> np.ndarray
     """uint8: number (from 1) of the label with the highest probability among those at their
     threshold, of these voxels (flat) or, as [k, j, i], of all."""
     shape = rules[0].probability.shape
-    best = np.zeros(shape if voxels is None else voxels.shape, np.float32)
+    best = np.zeros(shape if voxels is None else voxels.shape, np.float32).reshape(-1)
     owner = np.zeros(best.shape, np.uint8)
     for n, rule in enumerate(rules):
-        values = rule.probability if voxels is None else rule.probability.reshape(-1)[voxels]
-        wins = (values >= rule.threshold) & (values > best)
-        owner[wins] = n + 1
-        best[wins] = values[wins]
-    return owner
+        flat = rule.probability.reshape(-1)
+        # Of all voxels only those above a threshold can win.
+        at = rule.above() if voxels is None else np.flatnonzero(flat[voxels] >= rule.threshold)
+        values = flat[at if voxels is None else voxels[at]]
+        wins = values > best[at]
+        owner[at[wins]] = n + 1
+        best[at[wins]] = values[wins]
+    return owner.reshape(shape) if voxels is None else owner
 
 
 def components(mask: np.ndarray) -> np.ndarray:
@@ -130,6 +152,38 @@ def components(mask: np.ndarray) -> np.ndarray:
         sitk.GetImageFromArray(np.ascontiguousarray(mask, np.uint8)), True
     )
     return sitk.GetArrayFromImage(labeled).astype(np.int32)
+
+
+def componentSteps(voxels: np.ndarray, shape: tuple[int, ...]) -> Steps[np.ndarray]:
+    """Number of the connected component (26-neighbourhood) of each voxel, in short steps.
+
+    Args:
+        voxels: flat indices in an array of `shape` [k, j, i], ascending.
+
+    Returns:
+        From 0, in the order of the components' first voxels.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    kji = np.unravel_index(voxels, shape)
+    ones, others = [], []
+    # Half of the neighbours: the other half sees the pair from its other end.
+    for offset in list(itertools.product((-1, 0, 1), repeat=3))[14:]:
+        inside = np.ones(voxels.shape, bool)
+        for n, step, size in zip(kji, offset, shape, strict=True):
+            inside &= (n + step >= 0) & (n + step < size)
+        one = np.flatnonzero(inside)
+        wanted = voxels[one] + (offset[0] * shape[1] + offset[1]) * shape[2] + offset[2]
+        other = np.minimum(np.searchsorted(voxels, wanted), max(voxels.size - 1, 0))
+        there = voxels[other] == wanted
+        ones.append(one[there])
+        others.append(other[there])
+        yield
+    pairs = np.concatenate(ones), np.concatenate(others)
+    graph = coo_array((np.ones(pairs[0].size, bool), pairs), shape=(voxels.size,) * 2)
+    yield
+    return connected_components(graph, directed=False)[1]
 
 
 def flatOf(mask: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:

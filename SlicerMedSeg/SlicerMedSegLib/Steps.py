@@ -37,6 +37,7 @@ class EventLoopSteps:
         import qt
 
         self._steps, self._ended = steps, ended
+        self._stopped = False
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.connect("timeout()", self._go)
@@ -44,20 +45,26 @@ class EventLoopSteps:
 
     def stop(self) -> None:
         """Give up: what the steps undo at their end is undone; `ended` is not called."""
+        self._stopped = True
         self._timer.stop()
-        self._steps.close()
+        # A step may have caused events that made somebody stop it.
+        if not self._steps.gi_running:
+            self._steps.close()
 
     def _go(self) -> None:
         until = time.monotonic() + TOGETHER_SECONDS
         try:
-            while time.monotonic() < until:
+            while time.monotonic() < until and not self._stopped:
                 next(self._steps)
         except StopIteration as end:
             self._ended(end.value, None)
         except Exception as error:
             self._ended(None, error)
         else:
-            self._timer.start(0)
+            if self._stopped:
+                self._steps.close()
+            else:
+                self._timer.start(0)
 
 
 def copyInSteps(target: np.ndarray, source: np.ndarray) -> Steps[None]:

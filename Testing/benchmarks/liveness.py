@@ -87,7 +87,7 @@ def measure(host, opened, shape: tuple[int, int, int] | None) -> list[tuple[str,
     with step("click, run, result in the scene, lesions measured"):
         host.click(ui.segmentButton)
         host.waitUntil(lambda: not opened.runPart.busy, 600)
-        host.waitUntil(lambda: opened.resultsPart.lesions.shown, 60)
+        host.waitUntil(lambda: not opened.resultsPart.busy, 60)
     slider = opened.resultsPart.sliders.slider(opened.resultsPart.sliders.live.labels[0])
     with step("threshold dragged, lesions measured again"):
         host.dragSlider(slider, 0.4)
