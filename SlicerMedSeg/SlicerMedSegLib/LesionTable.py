@@ -21,7 +21,7 @@ from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns, inputNodes
 from .RunSegments import RunSegments
 from .SceneConversion import imageFromVolumeNode, localAffine
-from .SegmentRule import componentSteps
+from .SegmentRule import components
 from .Steps import Steps, runToEnd
 from .Translation import _
 
@@ -110,8 +110,7 @@ class LesionTable:
                 key = (label, voxels.size, voxels.tobytes())
                 used.add(key)
                 if key not in self._measured:
-                    self._measured[key] = self._measure(label, voxels, images)
-                    yield
+                    self._measured[key] = yield from self._measure(label, voxels, images)
                 lesion = self._measured[key]
                 rows.append(LesionRow(lesion, self._place(lesion), there, voxels))
         self._measured = {key: lesion for key, lesion in self._measured.items() if key in used}
@@ -196,7 +195,7 @@ class LesionTable:
             flat = self.segments.mask(label).reshape(-1)
             lesions = [voxels for voxels in lesions if flat[voxels].any()]
         if lesions:
-            voxels = np.unique(np.concatenate(lesions))
+            voxels = np.sort(np.concatenate(lesions))
             gained, lost = (voxels, nothing) if kept else (nothing, voxels)
             self.segments.change(label, gained, lost, records)
 
@@ -249,13 +248,15 @@ class LesionTable:
         yield
         if voxels.size == 0:
             return []
-        numbers = yield from componentSteps(voxels, mask.shape)
+        numbers = components(voxels, mask.shape)
         yield
         # Sorted by number, each component's voxels in a row and ascending.
         order = np.argsort(numbers, kind="stable")
         return np.split(voxels[order], np.cumsum(np.bincount(numbers))[:-1])
 
-    def _measure(self, label: str, voxels: np.ndarray, images: Mapping[str, Image]) -> Lesion:
+    def _measure(
+        self, label: str, voxels: np.ndarray, images: Mapping[str, Image]
+    ) -> Steps[Lesion]:
         grid = self.segments.worldGrid
         kji = np.stack(np.unravel_index(voxels, grid.shape), axis=1)
         low, high = kji.min(axis=0), kji.max(axis=0) + 1
@@ -264,6 +265,11 @@ class LesionTable:
         mask[tuple((kji - low).T)] = True
         probability = self.segments.probabilities[label].reshape(-1)[voxels]
         r, a, s = (float(x) for x in grid.to_ras(kji[:, ::-1].mean(axis=0)))
+        yield
+        means = {}
+        for key, image in images.items():
+            means[key] = meanInside(image, part, mask)
+            yield
         return Lesion(
             number=0,
             label=label,
@@ -272,7 +278,7 @@ class LesionTable:
             mean_probability=float(probability.mean()),
             max_probability=float(probability.max()),
             center_ras=(r, a, s),
-            inputs={k: meanInside(image, part, mask) for k, image in images.items()},
+            inputs=means,
         )
 
     def _inputImages(self) -> dict[str, Image]:

@@ -153,14 +153,14 @@ class ResultsPart:
         )
         yield
         self._say("")
-        self._fill()
         self._enable()
+        yield from self._fill()
 
     def _updating(self, table: LesionTable) -> Steps[None]:
         yield from table.updateSteps()
         self._say("")
-        self._fill()
         self._enable()
+        yield from self._fill()
 
     def _begin(self, steps: Steps[None]) -> None:
         """Do something in short steps instead of what is on its way."""
@@ -270,10 +270,9 @@ class ResultsPart:
                 self._say(_("Measuring lesions..."))
         self._enable()
 
-    def _fill(self) -> None:
+    def _fill(self) -> Steps[None]:
         assert self._table is not None
         rows = self._shownRows()
-        self.lesions.fill(self._table, rows)
         count, volume = self._table.totals()
         every = len(self._table.rows())
         text = _("{count} of {every} lesions kept, {volume:.2f} ml").format(
@@ -282,6 +281,7 @@ class ResultsPart:
         if len(rows) < every:
             text += "; " + _("{shown} shown by the filter").format(shown=len(rows))
         self.ui.totalsLabel.setText(text)
+        yield from self.lesions.fill(self._table, rows)
 
     def _shownRows(self) -> list[LesionRow]:
         assert self._table is not None
@@ -318,7 +318,7 @@ class ResultsPart:
 
     def _onFilter(self, value: float) -> None:
         if self._table is not None:
-            self._fill()
+            self._soon(0)
 
     def _jump(self, row: LesionRow) -> None:
         if self._table is not None:

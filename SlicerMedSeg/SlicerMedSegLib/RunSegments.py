@@ -15,6 +15,7 @@ from medsegcore.imaging import Grid, Image
 from medsegcore.imaging.resample import reoriented_view
 
 from .Lattice import AxisMap, imageAffine, isEmpty, maskOnGrid
+from .Lattice import voxels as imageVoxels
 from .NodeNames import KEY
 from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns
@@ -332,12 +333,11 @@ class RunSegments:
         gained, lost = gained[~flat[gained]], lost[flat[lost]]
         segmentId = self.segmentId(label)
         logic = slicer.vtkSlicerSegmentationsModuleLogic
-        if gained.size:
+        if gained.size and not self._paint(label, gained, True):
             self._modify(segmentId, gained, logic.MODE_MERGE_MASK, 1)
-            flat[gained] = True
-        if lost.size:
+        if lost.size and not self._paint(label, lost, False):
             self._modify(segmentId, lost, logic.MODE_MERGE_MIN, 0)
-            flat[lost] = False
+        flat[gained], flat[lost] = True, False
         segment = self._segment(label)
         if sign:
             segment.SetTag(CHECKSUM, maskChecksum(mask))
@@ -346,6 +346,26 @@ class RunSegments:
             image.GetAddressAsString(""), image.GetMTime(), readTag(segment, CHECKSUM)
         )  # fmt: skip
         return gained.size + lost.size
+
+    def _paint(self, label: str, voxels: np.ndarray, value: bool) -> bool:
+        """Set the voxels where they lie; False when that would touch another segment's, or when
+        the segment's image does not reach so far."""
+        segment = self._segment(label)
+        image = segment.GetRepresentation(_BINARY)
+        axes = None if isEmpty(image) else AxisMap.between(imageAffine(image), self.grid)
+        if axes is None:
+            return False
+        onGrid, start = axes.toGrid(imageVoxels(image), image.GetExtent())
+        kji = np.stack(np.unravel_index(voxels, self.grid.shape)) - start[::-1, None]
+        if (kji < 0).any() or (kji >= np.array(onGrid.shape)[:, None]).any():
+            return False
+        at = tuple(kji)
+        if (onGrid[at] != (0 if value else segment.GetLabelValue())).any():
+            return False
+        onGrid[at] = segment.GetLabelValue() if value else 0
+        image.GetPointData().GetScalars().Modified()
+        image.Modified()
+        return True
 
     def _modify(self, segmentId: str, voxels: np.ndarray, mode: int, value: int) -> None:
         """Set the voxels in the region around them, as the segment editor's effects do."""

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import itertools
 import zlib
 from collections.abc import Sequence
 
@@ -44,10 +43,6 @@ class LabelRule:
         self._voxels = above[order]
         # Negative, so that they rise and can be searched.
         self._negative = -flat[self._voxels]
-        kji = np.stack(np.unravel_index(self._voxels, probability.shape)).astype(np.int32)
-        yield
-        self._low = np.minimum.accumulate(kji, axis=1)
-        self._high = np.maximum.accumulate(kji, axis=1) + 1
         self.filtered: np.ndarray | None = None
         self._minMl, self._voxelMl = 0.0, 0.0
         self._dropped: list[int] = []
@@ -87,25 +82,17 @@ class LabelRule:
         all do."""
         if not self.filters:
             return None
-        count = self._count(self.threshold)
-        if count == 0:
-            return np.zeros(0, np.int64)
-        box = tuple(
-            slice(int(a), int(b))
-            for a, b in zip(self._low[:, count - 1], self._high[:, count - 1], strict=True)
-        )
-        numbers = components(owner[box] == value)
-        sizes = np.bincount(numbers.reshape(-1))
-        keep = sizes * self._voxelMl >= self._minMl
-        keep[0] = False
+        voxels = np.sort(self.above())
+        voxels = voxels[owner.reshape(-1)[voxels] == value]
+        numbers = components(voxels, owner.shape)
+        keep = np.bincount(numbers) * self._voxelMl >= self._minMl
         for peak in self._dropped:
-            at = np.array(np.unravel_index(peak, owner.shape)) - [s.start for s in box]
-            if (at < 0).any() or (at >= numbers.shape).any() or not numbers[tuple(at)]:
-                continue
-            number = numbers[tuple(at)]
-            if self.peak(flatOf(numbers == number, box, owner.shape)) == peak:
-                keep[number] = False
-        return flatOf(keep[numbers], box, owner.shape)
+            at = np.searchsorted(voxels, peak)
+            if at < voxels.size and voxels[at] == peak:
+                lesion = numbers == numbers[at]
+                if self.peak(voxels[lesion]) == peak:
+                    keep[numbers[at]] = False
+        return voxels[keep[numbers]]
 
     def refilter(
         self, owner: np.ndarray, value: int, lost: np.ndarray, gained: np.ndarray
@@ -118,13 +105,18 @@ class LabelRule:
         if before is None or after is None:
             everything = np.flatnonzero(owner.reshape(-1) == value)
             if before is None:
-                before = np.union1d(np.setdiff1d(everything, gained), lost)
+                before = np.sort(np.r_[without(everything, np.sort(gained)), lost])
             if after is None:
                 after = everything
-        return (
-            np.setdiff1d(before, after, assume_unique=True),
-            np.setdiff1d(after, before, assume_unique=True),
-        )
+        return without(before, after), without(after, before)
+
+
+def without(voxels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Those of `voxels` that are not among `others`, both ascending."""
+    at = np.searchsorted(others, voxels)
+    there = at < others.size
+    there[there] = others[at[there]] == voxels[there]
+    return voxels[~there]
 
 
 def winners(rules: Sequence[LabelRule], voxels: np.ndarray | None) -> np.ndarray:
@@ -144,18 +136,8 @@ def winners(rules: Sequence[LabelRule], voxels: np.ndarray | None) -> np.ndarray
     return owner.reshape(shape) if voxels is None else owner
 
 
-def components(mask: np.ndarray) -> np.ndarray:
-    """int32 [k, j, i]: number of the connected component (26-neighbourhood), 0 outside."""
-    import SimpleITK as sitk
-
-    labeled = sitk.ConnectedComponent(
-        sitk.GetImageFromArray(np.ascontiguousarray(mask, np.uint8)), True
-    )
-    return sitk.GetArrayFromImage(labeled).astype(np.int32)
-
-
-def componentSteps(voxels: np.ndarray, shape: tuple[int, ...]) -> Steps[np.ndarray]:
-    """Number of the connected component (26-neighbourhood) of each voxel, in short steps.
+def components(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Number of the connected component (26-neighbourhood) of each voxel.
 
     Args:
         voxels: flat indices in an array of `shape` [k, j, i], ascending.
@@ -166,30 +148,28 @@ def componentSteps(voxels: np.ndarray, shape: tuple[int, ...]) -> Steps[np.ndarr
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    kji = np.unravel_index(voxels, shape)
+    if voxels.size == 0:
+        return np.zeros(0, np.int32)
+    # Not the voxels are linked, but their runs along i: there are far fewer.
+    row, i = np.divmod(voxels, shape[2])
+    new = np.r_[True, (np.diff(voxels) != 1) | (np.diff(row) != 0)]
+    run = np.cumsum(new) - 1
+    last = np.r_[np.flatnonzero(new)[1:] - 1, voxels.size - 1]
+    starts, ends, (k, j) = voxels[new], voxels[last], np.divmod(row[new], shape[1])
+    left, right = np.maximum(i[new] - 1, 0), np.minimum(i[last] + 1, shape[2] - 1)
     ones, others = [], []
-    # Half of the neighbours: the other half sees the pair from its other end.
-    for offset in list(itertools.product((-1, 0, 1), repeat=3))[14:]:
-        inside = np.ones(voxels.shape, bool)
-        for n, step, size in zip(kji, offset, shape, strict=True):
-            inside &= (n + step >= 0) & (n + step < size)
-        one = np.flatnonzero(inside)
-        wanted = voxels[one] + (offset[0] * shape[1] + offset[1]) * shape[2] + offset[2]
-        other = np.minimum(np.searchsorted(voxels, wanted), max(voxels.size - 1, 0))
-        there = voxels[other] == wanted
-        ones.append(one[there])
-        others.append(other[there])
-        yield
+    # Half of the neighbouring rows: the other half sees the pair from its other end.
+    for dk, dj in ((0, 1), (1, -1), (1, 0), (1, 1)):
+        inside = np.flatnonzero((j + dj >= 0) & (j + dj < shape[1]) & (k + dk < shape[0]))
+        base = (row[new][inside] + dk * shape[1] + dj) * shape[2]
+        first = np.searchsorted(ends, base + left[inside])
+        count = np.searchsorted(starts, base + right[inside], side="right") - first
+        ones.append(np.repeat(inside, count))
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        others.append(np.repeat(first, count) + within)
     pairs = np.concatenate(ones), np.concatenate(others)
-    graph = coo_array((np.ones(pairs[0].size, bool), pairs), shape=(voxels.size,) * 2)
-    yield
-    return connected_components(graph, directed=False)[1]
-
-
-def flatOf(mask: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """Flat indices, ascending, in an array of `shape` of what is True in a box of it."""
-    kji = np.argwhere(mask) + [s.start for s in box]
-    return np.ravel_multi_index(tuple(kji.T), shape)
+    graph = coo_array((np.ones(pairs[0].size, bool), pairs), shape=(starts.size,) * 2)
+    return connected_components(graph, directed=False)[1][run]
 
 
 def maskChecksum(mask: np.ndarray) -> str:
@@ -213,7 +193,7 @@ def packVoxels(lesions: Sequence[np.ndarray]) -> str:
         lengths = np.diff(np.r_[0, breaks, voxels.size])
         parts.append(np.r_[starts.size, np.stack([starts, lengths], axis=1).ravel()])
     content = np.concatenate(parts).astype("<i8").tobytes()
-    return base64.b64encode(zlib.compress(content, 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(content, 1)).decode("ascii")
 
 
 def unpackVoxels(text: str) -> list[np.ndarray]:
