@@ -45,7 +45,7 @@ def panel(host, nodes):
     opened = host.openModule(MODULE)
     opened.show("run")
     opened.attentionUi.attentionBox.collapsed = True
-    host.wait(0)
+    settle(host)
     return opened
 
 
@@ -92,7 +92,11 @@ def clickTitle(host, panel, title):
 
 
 def settle(host):
-    host.wait(250)
+    """Until all lesions are measured, also those of a drag that has to rest first."""
+    import slicer
+
+    host.wait(0)
+    host.waitUntil(lambda: not slicer.modules.PanelPartsWidget.results.busy)
 
 
 def test_the_segment_follows_while_the_threshold_is_dragged(host, panel, nodes, flair, result):
