@@ -54,6 +54,7 @@ class EventLoopSteps:
     def _go(self) -> None:
         until = time.monotonic() + TOGETHER_SECONDS
         try:
+            next(self._steps)
             while time.monotonic() < until and not self._stopped:
                 next(self._steps)
         except StopIteration as end:
