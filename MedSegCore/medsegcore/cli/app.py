@@ -1,7 +1,6 @@
 """The commands."""
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -254,14 +253,6 @@ def input_files(arguments: list[str]) -> dict[str, str]:
             raise MissingInputError(f"The input '{key}' is given twice.", "Give one file.")
         files[key] = value
     return files
-
-
-def file_and_volume(text: str) -> tuple[str, int | None]:
-    """ "a.nii.gz@3" to ("a.nii.gz", 3); a file of exactly that name comes first."""
-    found = re.fullmatch(r"(.+)@(\d+)", text)
-    if found is None or Path(text).exists():
-        return text, None
-    return found[1], int(found[2])
 
 
 def thresholds(texts: list[str]) -> dict[str, float]:

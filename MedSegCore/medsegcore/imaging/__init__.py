@@ -11,6 +11,7 @@ from medsegcore.imaging.geometry import (
 from medsegcore.imaging.image import Image, check_image, from_sitk, to_sitk, without_nans
 from medsegcore.imaging.io import (
     DicomSeries,
+    file_and_volume,
     list_dicom_series,
     list_volumes,
     read_dicom_series,
@@ -31,6 +32,7 @@ __all__ = [
     "Registration",
     "check_image",
     "check_overlap",
+    "file_and_volume",
     "fov_overlap",
     "from_sitk",
     "grid_with_spacing",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import re
 import tempfile
 import zlib
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
     """Read one volume from a NIfTI, NRRD or MHA file, or from a folder with one DICOM series.
 
     Args:
+        path: "FILE@3" means volume 3 of a 4-D file, unless a file is called so.
         volume: which volume of a 4-D file, from 0.
 
     Raises:
@@ -61,6 +63,8 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
         ColorImageError: RGB, vectors or complex numbers.
         GeometryError: a geometry that ITK refuses, or one that is not finite.
     """
+    if volume is None:
+        path, volume = file_and_volume(path)
     path = Path(path)
     if path.is_dir():
         return read_dicom_series(path)
@@ -78,6 +82,14 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
             f"'{path}' has complex values.", "Export the magnitude as a volume of its own."
         )
     return from_sitk(_chosen_volume(image, volume, path), _plain_name(path))
+
+
+def file_and_volume(path: str | Path) -> tuple[str | Path, int | None]:
+    """ "a.nii.gz@3" to ("a.nii.gz", 3); a file of exactly that name comes first."""
+    found = re.fullmatch(r"(.+)@(\d+)", str(path))
+    if found is None or Path(path).exists():
+        return path, None
+    return found[1], int(found[2])
 
 
 def list_volumes(path: str | Path) -> list[str]:
