@@ -31,14 +31,15 @@ def test_the_network_is_told_which_modality_the_given_image_is(
     prepared = prepare(ct_or_mr_model.description, {key: abdomen[key]})
     assert prepared.tensor.shape[0] == 1
     assert prepared.options == {"modality": number}
-    k, j, i = prepared.tensor.shape[1:]
-    padded = np.pad(prepared.tensor, ((0, 0), (0, 8 - k), (0, -j % 8), (0, -i % 8)))
-    slices = torch.from_numpy(with_neighbours(padded, 1)).transpose(0, 1)
+    _, j, i = prepared.tensor.shape[1:]
+    stacked = with_neighbours(prepared.tensor, 1)
+    padded = np.pad(stacked, ((0, 0), (0, 0), (0, -j % 8), (0, -i % 8)))
+    slices = torch.from_numpy(padded).transpose(0, 1)
     network = ct_or_mr_model.load_network()
     restored = []
     for modality in (number, 1 - number):
         with torch.no_grad():
-            liver = torch.softmax(network(slices, modality=modality), 1)[:k, 1, :j, :i].numpy()
+            liver = torch.softmax(network(slices, modality=modality), 1)[:, 1, :j, :i].numpy()
         on_model_grid = Image(liver, prepared.grid.affine)
         restored.append(resample(on_model_grid, abdomen[key].grid).array)
     expected, other = restored

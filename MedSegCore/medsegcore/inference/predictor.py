@@ -195,9 +195,11 @@ class Predictor:
         shape = prepared.tensor.shape[1:]
         tiling = plan_tiles(shape, grid, tile)
         missing = [n - s for n, s in zip(tiling.padded, shape, strict=True)]
-        volume = np.pad(prepared.tensor, [(0, 0), *((0, n) for n in missing)])
+        volume = prepared.tensor
         if grid.neighbours:
+            # Before the padding: the last slice is followed by itself, as in training.
             volume = with_neighbours(volume, grid.neighbours)
+        volume = np.pad(volume, [(0, 0), *((0, n) for n in missing)])
         network = functools.partial(self.network, **prepared.options)
         collected = _Collected(specs, tiling)
         weights = tile_weights(tiling.tile, grid)
