@@ -1,5 +1,6 @@
 """The one way from images through a model to a result."""
 
+import functools
 import itertools
 import platform
 import time
@@ -85,6 +86,13 @@ class Predictor:
             raise ModelSchemaError(
                 f"The network '{self.description.network.name}' works in {network.dimensions}D "
                 f"but the grid of the model says {self.description.grid.dimensionality}.",
+                "Ask whoever made the model to correct model.json.",
+            )
+        inputs = len(self.description.inputs)
+        if self.description.one_of and getattr(network.config, "modalities", None) != inputs:
+            raise ModelSchemaError(
+                f"The model takes one of {inputs} inputs but its network "
+                f"'{self.description.network.name}' does not tell as many modalities apart.",
                 "Ask whoever made the model to correct model.json.",
             )
         # 3D convolutions run twice as fast so on CPUs.
@@ -208,9 +216,12 @@ class Predictor:
         shape = prepared.tensor.shape[1:]
         tiling = plan_tiles(shape, grid, tile)
         missing = [n - s for n, s in zip(tiling.padded, shape, strict=True)]
-        volume = np.pad(prepared.tensor, [(0, 0), *((0, n) for n in missing)])
+        volume = prepared.tensor
         if grid.neighbours:
+            # Before the padding: the last slice is followed by itself, as in training.
             volume = with_neighbours(volume, grid.neighbours)
+        volume = np.pad(volume, [(0, 0), *((0, n) for n in missing)])
+        network = functools.partial(self.network, **prepared.options)
         collected = _Collected(specs, tiling)
         weights = tile_weights(tiling.tile, grid)
         weight_sum = np.zeros(tiling.padded, np.float32)
@@ -219,7 +230,7 @@ class Predictor:
         clock.begin("segment", len(tiling.starts) * len(flips))
         for start, box in zip(tiling.starts, tiling.boxes(), strict=True):
             x = self._tensor(volume[(slice(None), *box)])
-            answer, maps = self._one_tile(x, flips, specs, clock)
+            answer, maps = self._one_tile(network, x, flips, specs, clock)
             if total is None:
                 total = np.zeros((answer.shape[0], *tiling.padded), np.float32)
             total[(slice(None), *box)] += answer * weights
@@ -238,7 +249,12 @@ class Predictor:
         return x.contiguous(memory_format=self.layout)
 
     def _one_tile(
-        self, x: Tensor, flips: list[tuple[int, ...]], specs: list[AttentionSpec], clock: "_Clock"
+        self,
+        network: Callable[..., Any],
+        x: Tensor,
+        flips: list[tuple[int, ...]],
+        specs: list[AttentionSpec],
+        clock: "_Clock",
     ) -> tuple[np.ndarray, dict[str, Tensor]]:
         """Probabilities [class, k, j, i] of a tile, and the maps that `specs` ask for."""
         attention = any(spec is not SPREAD for spec in specs)
@@ -252,9 +268,9 @@ class Predictor:
             ):
                 # The mirrored views attend to mirrored places: only the plain one is shown.
                 if attention and not axes:
-                    logits, maps = self.network(x, with_attention=True)
+                    logits, maps = network(x, with_attention=True)
                 else:
-                    logits = self.network(x.flip(axes) if axes else x)
+                    logits = network(x.flip(axes) if axes else x)
             probability = torch.softmax(logits.float(), dim=1)
             probability = probability.flip(axes) if axes else probability
             mean = probability if mean is None else mean + probability
@@ -331,7 +347,9 @@ class Predictor:
                 key: {"size_ijk": list(image.shape[::-1]), "spacing_mm": _rounded(image.grid)}
                 for key, image in prepared.raw.items()
             },
-            "missing_inputs": [key for key, there in prepared.present.items() if not there],
+            "missing_inputs": [
+                key for key, there in prepared.present.items() if not there and not d.one_of
+            ],
             "software": {
                 "medsegcore": medsegcore.__version__,
                 "torch": torch.__version__,

@@ -54,6 +54,7 @@ def _inputs_and_output(d: ModelDescription) -> list[str]:
     ]
     for spec in d.inputs:
         need = "required" if spec.required else f"optional (absent: {d.missing_input})"
+        need = "exactly one of these; the answer lies on its grid" if d.one_of else need
         mark = ", reference grid" if spec.key == d.reference else ""
         lines.append(
             f"| `{spec.key}` | {spec.title} | {spec.modality} | {need}{mark} "
