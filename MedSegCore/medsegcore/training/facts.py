@@ -94,7 +94,9 @@ def memory_at_hand(device: torch.device) -> int:
     return psutil.virtual_memory().available // 2
 
 
-def label_shares(prepared: Sequence[Mapping[str, Tensor]], values: Sequence[int]) -> dict[int, float]:
+def label_shares(
+    prepared: Sequence[Mapping[str, Tensor]], values: Sequence[int]
+) -> dict[int, float]:
     """By class number, 0 included: mean over the cases of its share of the voxels."""
     return {
         value: float(np.mean([(case["label"] == value).float().mean().item() for case in prepared]))

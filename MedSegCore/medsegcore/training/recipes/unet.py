@@ -108,12 +108,13 @@ class UNetRecipe(Recipe):
         self, data: Dataset, facts: DataFacts, notes: list[str]
     ) -> tuple["UNetRecipe", list[str]]:
         """With width, patch and batch size, as large as the memory allows."""
-        assert self.dimensions is not None and self.spacing is not None
+        assert self.dimensions is not None
+        assert self.spacing is not None
         width, voxels, most = START[self.dimensions, facts.on_gpu]
         scale = [own / (new or own) for own, new in zip(facts.spacing, self.spacing, strict=True)]
-        size = [
-            round(n * factor) for n, factor in zip(facts.shape, reversed(scale), strict=True)
-        ][3 - self.dimensions :]
+        size = [round(n * factor) for n, factor in zip(facts.shape, reversed(scale), strict=True)][
+            3 - self.dimensions :
+        ]
 
         def sized(width: int, voxels: int, batch: int) -> "UNetRecipe":
             patch = fitting_size(size, MULTIPLE, voxels)
@@ -149,18 +150,20 @@ class UNetRecipe(Recipe):
 
     def bytes(self, data: Dataset, facts: DataFacts) -> int:
         """Memory of a step, about, of a recipe with all settings."""
-        assert self.patch is not None and self.batch_size is not None
+        assert self.patch is not None
+        assert self.batch_size is not None
         spec = self.network_spec(data)
         space = self.patch[3 - (self.dimensions or 3) :]
-        shape = (self.batch_size, spec.config["in_channels"], *space)
-        return training_bytes(
-            lambda: create_network(spec.name, spec.config), shape, facts.on_gpu
-        )
+        shape = (self.batch_size, self._channels(data), *space)
+        return training_bytes(lambda: create_network(spec.name, spec.config), shape, facts.on_gpu)
+
+    def _channels(self, data: Dataset) -> int:
+        return len(data.channels) * (2 * self.neighbours + 1)
 
     def network_spec(self, data: Dataset) -> NetworkSpec:
         """The network's name and config."""
         config: dict[str, Any] = {
-            "in_channels": len(data.channels) * (2 * self.neighbours + 1),
+            "in_channels": self._channels(data),
             "out_channels": max(data.labels.values()) + 1,
             "width": self.width,
             "dimensions": self.dimensions,
@@ -168,7 +171,9 @@ class UNetRecipe(Recipe):
         return NetworkSpec(name="unet", config=config)
 
     def description(self, data: Dataset, record: TrainingRecord) -> ModelDescription:
-        assert self.patch is not None and self.spacing is not None and self.dimensions is not None
+        assert self.patch is not None
+        assert self.spacing is not None
+        assert self.dimensions is not None
         first = reference_key(data)
         if not data.channels[first].required:
             raise DatasetError(
@@ -221,11 +226,10 @@ class UNetRecipe(Recipe):
         )  # fmt: skip
 
     def _grid(self) -> GridSpec:
-        assert self.patch is not None and self.spacing is not None
+        assert self.patch is not None
+        assert self.spacing is not None
         if self.dimensions == 3:
-            return GridSpec(
-                spacing=self.spacing, tile=self.patch, overlap=0.25, multiple=MULTIPLE
-            )
+            return GridSpec(spacing=self.spacing, tile=self.patch, overlap=0.25, multiple=MULTIPLE)
         return GridSpec(
             axes="reference", spacing=self.spacing, tile=(8, *self.patch[1:]), overlap=0.25,
             dimensionality="2.5D" if self.neighbours else "2D", neighbours=self.neighbours,
@@ -241,9 +245,7 @@ class UNetRecipe(Recipe):
         drop = {spec.key: self.drop for spec in description.inputs if not spec.required}
         if self.dimensions == 3:
             return training_transforms(keys, self.patch, drop, description.reference)
-        return slice_transforms(
-            keys, self.patch[1:], self.neighbours, drop, description.reference
-        )
+        return slice_transforms(keys, self.patch[1:], self.neighbours, drop, description.reference)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
