@@ -8,6 +8,7 @@ import typer
 
 import medsegcore
 from medsegcore.cli.console import Console
+from medsegcore.cli.dataset import add_dataset
 from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.imaging import Region
 
@@ -38,6 +39,7 @@ def build_app(console: Console) -> typer.Typer:
 
     _add_predict(app, console)
     _add_models(app, console)
+    add_dataset(app, console)
     _add_train(app, console)
     _add_evaluate(app, console)
     _add_demo(app, console)
