@@ -15,6 +15,8 @@ from medsegcore.imaging.io import (
     list_dicom_series,
     list_volumes,
     read_dicom_series,
+    read_dicom_slices,
+    read_grid,
     read_image,
     write_image,
 )
@@ -42,6 +44,8 @@ __all__ = [
     "patient_grid",
     "reference_grid",
     "read_dicom_series",
+    "read_dicom_slices",
+    "read_grid",
     "read_image",
     "register",
     "reorient",

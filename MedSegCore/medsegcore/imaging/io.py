@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,8 @@ from medsegcore.errors import (
     OutputError,
     UnreadableImageError,
 )
-from medsegcore.imaging.image import Image, from_sitk, to_sitk
+from medsegcore.imaging.geometry import Grid
+from medsegcore.imaging.image import LPS_TO_RAS, Image, from_sitk, to_sitk
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -84,6 +86,27 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
     return from_sitk(_chosen_volume(image, volume, path), _plain_name(path))
 
 
+def read_grid(path: str | Path) -> Grid:
+    """Where the volume of a file lies, from its header alone where that says so.
+
+    Raises:
+        UnreadableImageError, GeometryError, ...: as `read_image`.
+    """
+    file = Path(file_and_volume(path)[0])
+    if file.is_dir():
+        return read_image(file).grid
+    reader = _opened(file)
+    n = reader.GetDimension()
+    if n < 3:
+        return read_image(path).grid
+    lps = np.eye(4)
+    direction = np.array(reader.GetDirection()).reshape(n, n)[:3, :3]
+    lps[:3, :3] = direction * np.array(reader.GetSpacing()[:3])
+    lps[:3, 3] = reader.GetOrigin()[:3]
+    i, j, k = reader.GetSize()[:3]
+    return Grid((k, j, i), LPS_TO_RAS @ lps)
+
+
 def file_and_volume(path: str | Path) -> tuple[str | Path, int | None]:
     """ "a.nii.gz@3" to ("a.nii.gz", 3); a file of exactly that name comes first."""
     found = re.fullmatch(r"(.+)@(\d+)", str(path))
@@ -132,7 +155,6 @@ def read_dicom_series(folder: str | Path, series_uid: str | None = None) -> Imag
         ColorImageError: RGB slices.
         GeometryError: slices that are not evenly spaced, not parallel, or shifted (gantry tilt).
     """
-    import SimpleITK as sitk
 
     series = list_dicom_series(folder)
     if series_uid is not None:
@@ -146,13 +168,49 @@ def read_dicom_series(folder: str | Path, series_uid: str | None = None) -> Imag
         raise MultiVolumeError(
             f"'{folder}' holds {len(series)} DICOM series: {names}.", "Choose one of them."
         )
-    _check_slice_positions(series[0])
+    image = _stacked(series[0].files, Path(folder))
+    return from_sitk(image, series[0].description)
+
+
+def read_dicom_slices(files: Sequence[str | Path]) -> tuple[Image, list[int]]:
+    """Read DICOM slices as one volume, whatever series they say that they belong to.
+
+    Returns:
+        The volume, and for each of its slices k which of `files` it is.
+
+    Raises:
+        UnreadableImageError, ColorImageError, GeometryError: as `read_dicom_series`.
+    """
+    import SimpleITK as sitk
+
+    if not files:
+        raise UnreadableImageError("There is no DICOM slice.", "Check the folder.")
+    heights = []
+    for file in files:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise _read_error(Path(file), error) from error
+        normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
+        heights.append(float(np.array(reader.GetOrigin()) @ normal))
+    order = [int(n) for n in np.argsort(heights, kind="stable")]
+    image = _stacked([str(files[n]) for n in order], Path(files[0]).parent)
+    return from_sitk(image), order
+
+
+def _stacked(files: Sequence[str], folder: Path) -> sitk.Image:
+    """DICOM slices in the order of their positions as one 3-D image."""
+    import SimpleITK as sitk
+
+    _check_slice_positions(files)
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(series[0].files)
-    image = _executed(reader, Path(folder))
+    reader.SetFileNames(files)
+    image = _executed(reader, folder)
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise ColorImageError(f"The DICOM series in '{folder}' is RGB.", "Gray-scale is needed.")
-    return from_sitk(_chosen_volume(image, None, Path(folder)), series[0].description)
+    return _chosen_volume(image, None, folder)
 
 
 def write_image(image: Image, path: str | Path) -> None:
@@ -291,12 +349,12 @@ def _chosen_volume(image: sitk.Image, volume: int | None, path: Path) -> sitk.Im
     return sitk.Extract(image, [*image.GetSize()[:3], 0], [0, 0, 0, volume or 0])
 
 
-def _check_slice_positions(series: DicomSeries) -> None:
+def _check_slice_positions(files: Sequence[str]) -> None:
     """ITK stacks slices evenly and upright whatever their positions say: all would be shifted."""
     import SimpleITK as sitk
 
     origins, directions = [], []
-    for file in series.files:
+    for file in files:
         reader = sitk.ImageFileReader()
         reader.SetFileName(file)
         try:

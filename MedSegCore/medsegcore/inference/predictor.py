@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import medsegcore
 from medsegcore.errors import CancelledError, ModelSchemaError, OutOfMemoryError, SettingError
@@ -29,7 +29,7 @@ from medsegcore.inference.preprocess import Prepared, check_keys, prepare, with_
 from medsegcore.inference.result import Result, check_thresholds
 from medsegcore.inference.tiling import Tiling, plan_tiles, smaller_tile, tile_weights
 from medsegcore.inference.uncertainty import SPREAD, entropy_map
-from medsegcore.models import AttentionSpec, ModelFolder, ModelStore
+from medsegcore.models import AttentionSpec, ModelDescription, ModelFolder, ModelStore
 
 Progress = Callable[[str, int, int, float | None], None]
 STAGES = ("prepare", "segment", "restore", "measure")
@@ -56,11 +56,32 @@ class Predictor:
     ):
         if not isinstance(model_folder, ModelFolder):
             model_folder = ModelStore().find(model_folder)
-        self.folder = model_folder
-        self.description = model_folder.description
-        self.device = choose_device(device)
-        self.dtype = choose_precision(precision, self.device)
-        network = model_folder.load_network()
+        where = choose_device(device)
+        dtype = choose_precision(precision, where)
+        self._take(model_folder.description, model_folder.load_network(), where, dtype)
+
+    @classmethod
+    def of(
+        cls,
+        description: ModelDescription,
+        network: nn.Module,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> "Predictor":
+        """A predictor of a network in memory, e.g. one in training; it has to be in eval mode."""
+        predictor = cls.__new__(cls)
+        where = choose_device(device)
+        predictor._take(description, network, where, choose_precision(precision, where))
+        return predictor
+
+    def _take(
+        self,
+        description: ModelDescription,
+        network: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.description, self.device, self.dtype = description, device, dtype
         if network.dimensions != (2 if self.description.grid.flat else 3):
             raise ModelSchemaError(
                 f"The network '{self.description.network.name}' works in {network.dimensions}D "

@@ -5,15 +5,18 @@ The trainer calls, in this order: `configured` with facts from the images' heade
 `transforms`, `optimizer`, and `learning_rate_at` before each step.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from medsegcore.models import WeightsSpec
 from medsegcore.networks import create_network
+from medsegcore.training.facts import DataFacts as DataFacts
 
 if TYPE_CHECKING:
     from monai.transforms import Compose
@@ -21,38 +24,22 @@ if TYPE_CHECKING:
     from medsegcore.models import ModelDescription, TrainingRecord
     from medsegcore.training.datasets.dataset import Case, Dataset
 
+# What a description says of weights before they are written.
+NO_WEIGHTS = WeightsSpec(
+    sha256="0" * 64, dtype="float16", license="not stated", commercial_use=False
+)
+RESEARCH_ONLY = (
+    "Research and teaching. Not a medical device; every contour has to be checked by a reader "
+    "before anything is concluded from it."
+)
 Batch = Mapping[str, Any]
 Self = TypeVar("Self", bound="Recipe")
 
 
-@dataclass(frozen=True)
-class DataFacts:
-    """What the training cases and the machine are like.
-
-    Attributes:
-        cases, patients, sites: how many are trained on.
-        spacing: mm along i, j, k as in `GridSpec`, after reorienting to the patient's axes R, A, S
-            that are nearest; median over the cases of each axis, of the reference image.
-        shape: voxels along k, j, i at their own spacing, likewise.
-        memory: bytes that the training may use, of the GPU or else of the computer.
-        on_gpu: whether that is a GPU's.
-        label_share: by label value, 0 included: the mean over the cases of its share of the
-            voxels of the prepared (cropped, resampled) case, 0..1. Empty in `Recipe.configured`.
-    """
-
-    cases: int
-    patients: int
-    sites: int
-    spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
-    memory: int
-    on_gpu: bool
-    label_share: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def foreground_share(self) -> float:
-        """Share of the voxels with any label, 0..1."""
-        return sum(share for value, share in self.label_share.items() if value)
+def warm_cosine(highest: float, warmup_steps: int, share_done: float, step: int) -> float:
+    """Linear warm-up, then a cosine over the budget, down to a hundredth of the highest rate."""
+    warm = min(1.0, (step + 1) / warmup_steps)
+    return highest * warm * (0.5 * (1 + math.cos(math.pi * share_done)) + 0.01)
 
 
 class Objective(nn.Module):
@@ -123,6 +110,11 @@ class Recipe(ABC):
     batch_size: int | None = None
     gradient_clip: float | None = 12.0
     ema_decay: float = 0.0
+
+    @property
+    def keys(self) -> list[str] | None:
+        """The channels that are read of a folder of cases; None for all that are there."""
+        return None
 
     def configured(self: Self, data: "Dataset", facts: DataFacts) -> tuple[Self, list[str]]:
         """The recipe with every setting filled in, and a sentence for each choice and its reason.
