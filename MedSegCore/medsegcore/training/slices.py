@@ -1,52 +1,32 @@
-"""From a prepared case to one augmented slice, for the networks that take slices."""
+"""From a prepared case to one slice, changed as the papers on slices say."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from monai.transforms import (
     Compose,
-    MapTransform,
     RandAffined,
     RandCropByPosNegLabeld,
     RandGaussianSmoothd,
     SpatialPadd,
-    SqueezeDimd,
 )
-from torch import Tensor
 
-from medsegcore.inference.preprocess import with_neighbours
-from medsegcore.training.augmentation import Stackd
+from medsegcore.training.augmentation import RandSliced, Stackd
 
 # Silent in the papers that rotate, zoom, shift and blur.
 ROTATION = float(np.deg2rad(15))
 ZOOM, SHIFT_SHARE, BLUR = 0.15, 0.08, (0.3, 1.2)
 
 
-class Neighboursd(MapTransform):
-    """[1, k, j, i] to [2 n + 1, k, j, i]: of each slice also the n before and behind it."""
-
-    def __init__(self, keys: Sequence[str], neighbours: int):
-        super().__init__(keys)
-        self.neighbours = neighbours
-
-    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = torch.from_numpy(with_neighbours(out[key].numpy(), self.neighbours))
-        return out
-
-
-def slice_transforms(
+def plain_slice_transforms(
     keys: Sequence[str],
     patch: tuple[int, int, int],
     neighbours: int = 0,
     augment: bool = True,
 ) -> Compose:
-    """From a whole prepared case to one slice, or a part of one.
+    """From a whole prepared case to one slice, see `RandSliced`, or a part of one.
 
-    Half of the slices are taken round a labelled voxel. Rotation, zoom and shift are one
-    resampling, so that a slice is interpolated once.
+    Rotation, zoom and shift are one resampling, so that a slice is interpolated once.
 
     Args:
         keys: input keys in the order of the network's channels; each [1, k, j, i], normalised.
@@ -70,10 +50,9 @@ def slice_transforms(
     ]  # fmt: skip
     return Compose(
         [
-            *([Neighboursd(keys, neighbours)] if neighbours else []),
-            SpatialPadd(every, patch),
-            RandCropByPosNegLabeld(every, "label", spatial_size=patch, num_samples=1),
-            SqueezeDimd(every, dim=1),
+            RandSliced(keys, neighbours),
+            SpatialPadd(every, patch[1:]),
+            RandCropByPosNegLabeld(every, "label", spatial_size=patch[1:], num_samples=1),
             *(changes if augment else []),
             Stackd(keys),
         ]

@@ -28,21 +28,21 @@ from medsegcore.losses.affinity import (
     SegmentationTerm,
 )
 from medsegcore.models import (
-    AttentionSpec,
     GridSpec,
     ModelDescription,
     ModelFolder,
     NetworkSpec,
     TrainingRecord,
 )
-from medsegcore.networks import create_network
 from medsegcore.training.distillation import Distillation
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe, Supervised
 from medsegcore.training.recipes.csad import fitted_spacing
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
-from medsegcore.training.slices import slice_transforms
+from medsegcore.training.slices import plain_slice_transforms
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from medsegcore.training.datasets import Dataset
 
 PAPER = (
@@ -88,7 +88,7 @@ class AffinityTeacherRecipe(Recipe):
     learning_rate: float = 0.01
     threshold: float = 0.5
 
-    def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Recipe", list[str]]:
+    def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
         assert self.patch is not None
         images = self.images or (
             ("t2w",) if "t2w" in data.channels else (next(iter(data.channels)),)
@@ -101,12 +101,14 @@ class AffinityTeacherRecipe(Recipe):
         return replace(self, images=images, spacing=spacing), reasons
 
     def description(self, data: "Dataset", record: TrainingRecord) -> ModelDescription:
-        assert self.images is not None and self.spacing is not None and self.patch is not None
+        assert self.images is not None
+        assert self.spacing is not None
+        assert self.patch is not None
         grid = GridSpec(
             axes="reference", spacing=(self.spacing, self.spacing, None), dimensionality="2D",
             tile=(8, *self.patch[1:]), multiple=16, crop="none",
         )  # fmt: skip
-        config = {
+        config: dict[str, Any] = {
             **self.config, "in_channels": len(self.images), "out_channels": classes_of(data)
         }  # fmt: skip
         network = NetworkSpec(name=self.architecture, config=config)
@@ -120,7 +122,7 @@ class AffinityTeacherRecipe(Recipe):
 
     def transforms(self, description: ModelDescription) -> Compose:
         assert self.patch is not None
-        return slice_transforms([spec.key for spec in description.inputs], self.patch)
+        return plain_slice_transforms([spec.key for spec in description.inputs], self.patch)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=self.learning_rate)
@@ -151,7 +153,7 @@ class AffinityRecipe(AffinityTeacherRecipe):
     affinity_weight: float = 0.9
     kernel_form: KernelForm = "unit"
 
-    def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Recipe", list[str]]:
+    def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
         taught = self._teacher().description
         images = tuple(spec.key for spec in taught.inputs)
         missing = [key for key in images if key not in data.channels]
@@ -178,12 +180,8 @@ class AffinityRecipe(AffinityTeacherRecipe):
                 f"The teacher's labels are {_names(taught)}, the data set's {_names(own)}.",
                 "Teacher and student answer the same structures.",
             )
-        with torch.device("meta"):
-            attention: Any = create_network(own.network.name, own.network.config).attention
         kept = {"inputs": taught.inputs, "reference": taught.reference, "grid": taught.grid}
-        return own.model_copy(
-            update={**kept, "attention": [AttentionSpec.model_validate(a) for a in attention]}
-        )
+        return own.model_copy(update=kept)
 
     def objective(self, network: nn.Module, facts: DataFacts) -> DistillationObjective:
         config = AffinityLossConfig(

@@ -13,7 +13,7 @@ and the panel offers registration. With several labels eq. 10 and 11 are taken o
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from monai.transforms import Compose
@@ -25,9 +25,11 @@ from medsegcore.models import GridSpec, ModelDescription, NetworkSpec, TrainingR
 from medsegcore.networks.csad import VARIANTS
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
-from medsegcore.training.slices import slice_transforms
+from medsegcore.training.slices import plain_slice_transforms
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from medsegcore.training.datasets import Dataset
 
 PAPER = (
@@ -98,7 +100,7 @@ class CSADRecipe(Recipe):
                 f"There is no variant '{self.variant}' of CSAD.", f"Use one of {list(VARIANTS)}."
             )
 
-    def configured(self, data: "Dataset", facts: DataFacts) -> tuple["CSADRecipe", list[str]]:
+    def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
         reasons = []
         streams = self.streams or _streams_of(data)
         if self.streams is None:
@@ -113,12 +115,14 @@ class CSADRecipe(Recipe):
         return replace(self, streams=streams, spacing=spacing), reasons
 
     def description(self, data: "Dataset", record: TrainingRecord) -> ModelDescription:
-        assert self.streams is not None and self.spacing is not None and self.patch is not None
+        assert self.streams is not None
+        assert self.spacing is not None
+        assert self.patch is not None
         grid = GridSpec(
             axes="reference", spacing=(self.spacing, self.spacing, None), dimensionality="2D",
             tile=(8, *self.patch[1:]), multiple=16, crop="none",
         )  # fmt: skip
-        config = {
+        config: dict[str, Any] = {
             "out_channels": classes_of(data), "width": self.width,
             "fusion": VARIANTS[self.variant][0],
         }  # fmt: skip
@@ -138,7 +142,7 @@ class CSADRecipe(Recipe):
 
     def transforms(self, description: ModelDescription) -> Compose:
         assert self.patch is not None
-        return slice_transforms([spec.key for spec in description.inputs], self.patch)
+        return plain_slice_transforms([spec.key for spec in description.inputs], self.patch)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=self.learning_rate, momentum=self.momentum)

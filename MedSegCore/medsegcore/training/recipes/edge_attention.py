@@ -17,7 +17,7 @@ large GPU: `depth`, `width` and `batch_size` make it smaller.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ from medsegcore.training.recipes.known import classes_of, describe, known_inputs
 from medsegcore.training.transfer import transfer_encoder
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from medsegcore.training.datasets import Dataset
 
 PAPER = (
@@ -90,7 +92,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
     deform_mm: float = 5.0
     threshold: float = 0.5
 
-    def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Recipe", list[str]]:
+    def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
         if self.image is not None:
             return self, []
         image = "t2w" if "t2w" in data.channels else next(iter(data.channels))
@@ -100,14 +102,15 @@ class EdgeAttentionPretrainingRecipe(Recipe):
         """The network's name and config."""
         return NetworkSpec(name=self.name, config=self._encoder_config(data))
 
-    def _encoder_config(self, data: "Dataset") -> dict:
+    def _encoder_config(self, data: "Dataset") -> dict[str, Any]:
         return {
             "out_channels": classes_of(data), "depth": self.depth, "width": self.width,
             "stem_depth_stride": self.stem_depth_stride,
         }  # fmt: skip
 
     def description(self, data: "Dataset", record: TrainingRecord) -> ModelDescription:
-        assert self.image is not None and self.patch is not None
+        assert self.image is not None
+        assert self.patch is not None
         grid = GridSpec(
             axes="reference", spacing=SPACING, tile=self.patch, overlap=0.75, blend="constant",
             multiple=8, crop="none",
@@ -168,7 +171,7 @@ class EdgeAttentionRecipe(EdgeAttentionPretrainingRecipe):
     freeze: bool = False
 
     def network_spec(self, data: "Dataset") -> NetworkSpec:
-        decoder = {"decoder_width": self.decoder_width, "edges": self.edges}
+        decoder: dict[str, Any] = {"decoder_width": self.decoder_width, "edges": self.edges}
         return NetworkSpec(name=self.name, config={**self._encoder_config(data), **decoder})
 
     def network(self, description: ModelDescription) -> nn.Module:

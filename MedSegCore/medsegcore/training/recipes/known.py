@@ -17,16 +17,14 @@ from medsegcore.models import (
     ModelDescription,
     NetworkSpec,
     Normalisation,
-    Terminology,
     TrainingRecord,
-    WeightsSpec,
 )
 from medsegcore.networks import create_network
+from medsegcore.training.recipes.base import NO_WEIGHTS, RESEARCH_ONLY
+from medsegcore.training.recipes.terms import COLORS, TERMINOLOGY, plain_name
 
 if TYPE_CHECKING:
     from medsegcore.training.datasets import Dataset
-
-Triple = tuple[int, int, int]
 
 # From fat, about -100 HU, to the enhanced vessels; bone is cut.
 CT_WINDOW = (-200.0, 400.0)
@@ -66,43 +64,23 @@ INPUTS = {
     )
 }  # fmt: skip
 
-_STRUCTURE = Code(scheme="SCT", value="123037004", meaning="Anatomical Structure")
-_ALTERED = Code(scheme="SCT", value="49755003", meaning="Morphologically Altered Structure")
-_SIDES = {
-    "left": Code(scheme="SCT", value="7771000", meaning="Left"),
-    "right": Code(scheme="SCT", value="24028007", meaning="Right"),
-}
-# Title, colour, SNOMED CT code and meaning, by the pattern of the data set's own name.
-_ORGANS = (
-    (r"prostate( gland)?|gland|whole prostate", "Prostate", (230, 158, 140), "41216001",
-     "Prostate"),
-    (r"peripheral( zone)?|pz", "Peripheral zone", (102, 194, 165), "279706003",
-     "Peripheral zone of the prostate"),
-    (r"(transition|central gland|transitional)( zone)?|tz|cg", "Transition zone", (252, 141, 98),
-     "279709005", "Transition zone of prostate"),
-    (r"liver", "Liver", (221, 130, 101), "10200004", "Liver"),
-    (r"spleen", "Spleen", (157, 108, 162), "78961009", "Spleen"),
-    (r"(?P<side>left|right) kidney|kidney (?P<behind>left|right)", "kidney", (185, 102, 83),
-     "64033007", "Kidney"),
-    (r"gall ?bladder", "Gallbladder", (139, 150, 98), "28231008", "Gallbladder"),
-    (r"stomach", "Stomach", (216, 132, 105), "69695003", "Stomach"),
-    (r"pancreas", "Pancreas", (249, 180, 111), "15776009", "Pancreas"),
-)  # fmt: skip
+# What other data sets call the names of terms.py.
+_SAME = {
+    "gland": "prostate", "prostate gland": "prostate", "whole prostate": "prostate",
+    "pz": "peripheral zone", "peripheral": "peripheral zone",
+    "tz": "transition zone", "transitional zone": "transition zone", "cg": "transition zone",
+    "central gland": "transition zone", "gall bladder": "gallbladder",
+    "kidney right": "right kidney", "kidney left": "left kidney",
+}  # fmt: skip
 _REGIONS = {
     "brain": ("MS lesion", Code(scheme="SCT", value="12738006", meaning="Brain")),
     "prostate": ("Prostate lesion", Code(scheme="SCT", value="41216001", meaning="Prostate")),
 }
-COLORS = ((230, 85, 13), (86, 180, 233), (0, 158, 115), (204, 121, 167), (240, 228, 66))
-INTENDED_USE = (
-    "Research and teaching. Not a medical device; every contour has to be checked by a reader "
-    "before anything is concluded from it."
-)
 
 
 def anatomy_of(data: "Dataset") -> str:
     """The anatomy: "prostate" or "brain" by the names of channels and labels, else "unknown"."""
-    names = {re.sub(r"[\W_]+", " ", name.lower()).strip() for name in data.labels}
-    if {"adc", "hbv", "t2w"} & {*data.channels} or any("prostate" in name for name in names):
+    if {"adc", "hbv", "t2w"} & {*data.channels} or any("prostate" in name for name in data.labels):
         return "prostate"
     return "brain" if "flair" in data.channels else "unknown"
 
@@ -139,27 +117,18 @@ def known_labels(data: "Dataset", threshold: float = 0.5) -> list[Label]:
     anatomy = anatomy_of(data)
     labels = []
     for n, (name, value) in enumerate(sorted(data.labels.items(), key=lambda item: item[1])):
-        plain = re.sub(r"[\W_]+", " ", name.lower()).strip()
-        title, color, terms = name, COLORS[n % len(COLORS)], None
-        if re.fullmatch(r"(ms )?lesions?|cancer", plain) and anatomy in _REGIONS:
+        plain = plain_name(name)
+        plain = re.sub(r"^tumou?rs?( on \w+)?$", "tumour", _SAME.get(plain, plain))
+        title, terms = plain.capitalize(), TERMINOLOGY.get(plain)
+        if plain in ("lesion", "lesions", "ms lesion", "cancer") and anatomy in _REGIONS:
             title, region = _REGIONS[anatomy]
-            kind = Code(scheme="SCT", value="52988006", meaning="Lesion")
-            terms = Terminology(category=_ALTERED, type=kind, region=region)
-        elif re.fullmatch(r"tumou?rs?( on \w+)?", plain):
-            title = "Tumour"
-            kind = Code(scheme="SCT", value="108369006", meaning="Neoplasm")
-            terms = Terminology(category=_ALTERED, type=kind)
-        for pattern, organ, organ_color, code, meaning in _ORGANS:
-            found = re.fullmatch(pattern, plain)
-            if found is None:
-                continue
-            side = next((part for part in found.groupdict().values() if part), "")
-            title, color = f"{side} {organ}".strip().capitalize(), organ_color
-            kind = Code(scheme="SCT", value=code, meaning=meaning)
-            terms = Terminology(category=_STRUCTURE, type=kind, modifier=_SIDES.get(side))
+            terms = TERMINOLOGY["lesion"].model_copy(update={"region": region})
         labels.append(
-            Label(value=value, name=title, color=color, threshold=threshold, terminology=terms)
-        )
+            Label(
+                value=value, name=title, color=COLORS[n % len(COLORS)], threshold=threshold,
+                terminology=terms,
+            )
+        )  # fmt: skip
     return labels
 
 
@@ -202,9 +171,7 @@ def describe(
         task=f"Segments {structures} in {images}.",
         anatomy=anatomy_of(data),
         network=network,
-        weights=WeightsSpec(
-            sha256="0" * 64, dtype="float16", license="not stated", commercial_use=False
-        ),
+        weights=NO_WEIGHTS,
         inputs=[spec.model_copy(update=required) for spec in inputs],
         reference=None if one_of else inputs[0].key,
         missing_input="one_of" if one_of else "refuse",
@@ -214,7 +181,7 @@ def describe(
         training=record,
         data=[],
         metrics=[],
-        intended_use=INTENDED_USE,
+        intended_use=RESEARCH_ONLY,
         limits=list(limits),
         citation=list(citation),
         memory_mb=0,

@@ -14,7 +14,7 @@ At inference exactly one of the two is given.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from monai.transforms import Compose, RandCropByPosNegLabeld, SpatialPadd
@@ -27,11 +27,14 @@ from medsegcore.losses.ummkd import UMMKDLoss, weight_of
 from medsegcore.models import GridSpec, ModelDescription, NetworkSpec, TrainingRecord
 from medsegcore.networks.ummkd import SETTINGS
 from medsegcore.training.augmentation import Stackd
+from medsegcore.training.cases import class_numbers
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
-from medsegcore.training.slices import slice_transforms
+from medsegcore.training.slices import plain_slice_transforms
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from medsegcore.training.datasets import Case, Dataset
 
 PAPER = (
@@ -64,9 +67,7 @@ class UMMKDObjective(Objective):
             for n, key in enumerate(self.modalities)
         }
         a, b = self.modalities
-        terms = self.loss(
-            logits[a], batch[a]["label"], logits[b], batch[b]["label"], self.network
-        )
+        terms = self.loss(logits[a], batch[a]["label"], logits[b], batch[b]["label"], self.network)
         self.knowledge = {a: terms.knowledge_a.q, b: terms.knowledge_b.q}
         return logits, {
             "total": terms.total,
@@ -123,7 +124,7 @@ class UMMKDRecipe(Recipe):
         if self.augment and self.dimensions == 3:
             raise SettingError("augment is for slices.", "Leave it out, or set dimensions to 2.")
 
-    def configured(self, data: "Dataset", facts: DataFacts) -> tuple["UMMKDRecipe", list[str]]:
+    def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
         keys = self.modalities or tuple(data.channels)
         if len(keys) != 2:
             raise SettingError(
@@ -141,14 +142,16 @@ class UMMKDRecipe(Recipe):
         return filled, [f"The unpaired modalities are {keys[0]} and {keys[1]}."]
 
     def description(self, data: "Dataset", record: TrainingRecord) -> ModelDescription:
-        assert self.modalities is not None and self.spacing is not None and self.patch is not None
+        assert self.modalities is not None
+        assert self.spacing is not None
+        assert self.patch is not None
         flat = self.dimensions == 2
         grid = GridSpec(
             spacing=self.spacing, dimensionality="2.5D" if flat else "3D",
             neighbours=1 if flat else 0, tile=(8, *self.patch[1:]) if flat else self.patch,
             multiple=8, crop="none",
         )  # fmt: skip
-        config = {
+        config: dict[str, Any] = {
             "out_channels": classes_of(data), "width": self.width, "sharing": self.sharing,
             "norm": self.norm, "norm_groups": self.norm_groups, "layout": self.layout,
         }  # fmt: skip
@@ -167,7 +170,7 @@ class UMMKDRecipe(Recipe):
     def transforms(self, description: ModelDescription) -> Compose:
         assert self.patch is not None
         if self.dimensions == 2:
-            return slice_transforms(["image"], self.patch, 1, self.augment)
+            return plain_slice_transforms(["image"], self.patch, 1, self.augment)
         every = ["image", "label"]
         return Compose(
             [
@@ -200,7 +203,8 @@ class UMMKDRecipe(Recipe):
         key = self.modality(case)
         prepared = prepare(description, {key: read_image(case.images[key])})
         label = resample(read_image(case.label), prepared.grid, "nearest").array
+        numbers = class_numbers(label, description.labels)
         return {
             "image": torch.from_numpy(prepared.tensor),
-            "label": torch.from_numpy(label.astype("float32"))[None],
+            "label": torch.from_numpy(numbers)[None],
         }
