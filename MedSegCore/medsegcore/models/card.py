@@ -77,7 +77,9 @@ def _inputs_and_output(d: ModelDescription) -> list[str]:
 
 def _training(d: ModelDescription) -> list[str]:
     config = ", ".join(f"{name} {value}" for name, value in d.network.config.items())
-    settings = ", ".join(f"{name} {value}" for name, value in d.training.settings.items())
+    settings = ", ".join(
+        f"{name} {value}" for name, value in d.training.settings.items() if name != "chosen"
+    )
     return [
         "## Training",
         "",

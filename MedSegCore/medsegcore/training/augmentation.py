@@ -176,7 +176,12 @@ def scanner_transforms(key: str, patch: tuple[int, ...]) -> Compose:
                 key, sigma_x=(0.3, 1.2), sigma_y=(0.3, 1.2), sigma_z=(0.3, 1.2), prob=0.25
             ),
             RandGaussianSharpend(key, prob=0.15),
-            RandSimulateLowResolutiond(key, prob=0.25, zoom_range=(0.35, 1.0)),
+            RandSimulateLowResolutiond(
+                key,
+                prob=0.25,
+                zoom_range=(0.35, 1.0),
+                upsample_mode="trilinear" if len(patch) == 3 else "bilinear",
+            ),
             RandGaussianNoised(key, prob=0.4, std=0.08),
             RandRestandardised([key], shift=SHIFT, scale=(0.6, 1.5)),
         ]

@@ -64,14 +64,16 @@ def split_cases(
 def load_case(case: Case, description: ModelDescription) -> dict[str, Tensor]:
     """A case as the network sees it: {key: [1, k, j, i] normalised, "label": [1, k, j, i]}.
 
-    The images go through the same `prepare` as at inference. The label holds class numbers.
+    The images go through the same `prepare` as at inference. The label holds class numbers. Of a
+    model that takes one of its inputs, the others are left out.
     """
     keys = [spec.key for spec in description.inputs]
     images = {key: read_image(path) for key, path in case.images.items() if key in keys}
     prepared = prepare(description, images)
     assert case.label is not None
     label = resample(read_image(case.label), prepared.grid, "nearest").array
-    data = {key: torch.from_numpy(prepared.tensor[n])[None] for n, key in enumerate(keys)}
+    seen = [key for key in keys if prepared.present[key]] if description.one_of else keys
+    data = {key: torch.from_numpy(prepared.tensor[n])[None] for n, key in enumerate(seen)}
     return {**data, "label": torch.from_numpy(class_numbers(label, description.labels))[None]}
 
 

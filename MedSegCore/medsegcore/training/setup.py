@@ -1,6 +1,7 @@
 """From a data set and a recipe to all that a training needs, before it starts."""
 
 import datetime
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -160,18 +161,16 @@ def load_cases(
     if cache is None or size < psutil.virtual_memory().available // 2:
         return [first, *(recipe.load(case, description) for case in cases[1:])]
     return [
-        load_cached(cache, cache_key(description, case), lambda c=case: recipe.load(c, description))
+        load_cached(
+            cache, cache_key(description, case), functools.partial(recipe.load, case, description)
+        )
         for case in cases
     ]
 
 
 def _check_inputs(split: Split, description: ModelDescription) -> None:
     """Raise MissingInputError for a case that lacks what the model cannot do without."""
-    needed = [
-        spec.key
-        for spec in description.inputs
-        if spec.required or description.missing_input == "refuse"
-    ]
+    needed = [spec.key for spec in description.inputs if description.needs(spec)]
     for case in (*split.training, *split.validation, *split.test):
         for key in needed:
             if key not in case.images:

@@ -169,7 +169,12 @@ def make_trainer(
         max_steps=plan.steps if plan.steps is not None else -1,
         gradient_clip_val=recipe.gradient_clip,
         logger=TensorBoardLogger(out, name="", version="curves") if out else False,
-        callbacks=[budget, BudgetedLearningRate(budget, recipe.learning_rate_at), *averaging, *more],
+        callbacks=[
+            budget,
+            BudgetedLearningRate(budget, recipe.learning_rate_at),
+            *averaging,
+            *more,
+        ],
         enable_checkpointing=out is not None,
         val_check_interval=_interval(plan) if setup.split.validation else None,
         check_val_every_n_epoch=None,

@@ -64,12 +64,10 @@ class Validation(Callback):
             if of_answer.any() or of_reference.any():
                 self.sums[n] += torch.tensor([dice(of_answer, of_reference), 1.0]).to(self.sums)
         if batch == 0 and isinstance(trainer.logger, TensorBoardLogger):
-            shown = images.get(self.description.reference, next(iter(images.values())))
+            shown = images[self.description.reference_of(images) or keys[0]]
             trainer.logger.experiment.add_image(
                 "validation (reference white)",
-                outlined_slice(
-                    resample(shown, result.grid), result.labelmap, reference, labels
-                ),
+                outlined_slice(resample(shown, result.grid), result.labelmap, reference, labels),
                 trainer.global_step,
                 dataformats="HWC",
             )

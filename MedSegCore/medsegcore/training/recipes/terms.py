@@ -15,9 +15,7 @@ RIGHT = Code(scheme="SCT", value="24028007", meaning="Right")
 LEFT = Code(scheme="SCT", value="7771000", meaning="Left")
 
 
-def _term(
-    category: Code, value: str, meaning: str, modifier: Code | None = None
-) -> Terminology:
+def _term(category: Code, value: str, meaning: str, modifier: Code | None = None) -> Terminology:
     code = Code(scheme="SCT", value=value, meaning=meaning)
     return Terminology(category=category, type=code, modifier=modifier)
 

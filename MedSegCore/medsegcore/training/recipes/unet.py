@@ -48,6 +48,8 @@ PAPERS = {
     "Segmentation from Sparse Annotation. MICCAI 2016.",
 }
 MULTIPLE = 16
+# Voxels of the smallest patch: below it the network is narrowed instead.
+LEAST = 32**3
 # (width, voxels of a patch, largest batch) to begin with, by dimensions and whether on a GPU. On a
 # CPU the time of a step, not the memory, is what limits them.
 START = {
@@ -108,59 +110,55 @@ class UNetRecipe(Recipe):
         self, data: Dataset, facts: DataFacts, notes: list[str]
     ) -> tuple["UNetRecipe", list[str]]:
         """With width, patch and batch size, as large as the memory allows."""
-        assert self.dimensions is not None and self.spacing is not None
+        assert self.dimensions is not None
+        assert self.spacing is not None
         width, voxels, most = START[self.dimensions, facts.on_gpu]
         scale = [own / (new or own) for own, new in zip(facts.spacing, self.spacing, strict=True)]
-        size = [
-            round(n * factor) for n, factor in zip(facts.shape, reversed(scale), strict=True)
-        ][3 - self.dimensions :]
+        size = [round(n * factor) for n, factor in zip(facts.shape, reversed(scale), strict=True)][
+            3 - self.dimensions :
+        ]
 
-        def sized(width: int, voxels: int, batch: int) -> "UNetRecipe":
+        while True:
             patch = fitting_size(size, MULTIPLE, voxels)
             whole = (1, *patch) if self.dimensions == 2 else patch
-            return replace(
+            chosen = replace(
                 self,
                 width=self.width or width,
                 patch=self.patch or (whole[0], whole[1], whole[2]),
-                batch_size=self.batch_size or batch,
             )
-
-        while True:
-            fits = [
-                recipe
-                for batch in range(1, most + 1)
-                if (recipe := sized(width, voxels, batch)).bytes(data, facts) <= facts.memory
-            ]
+            fixed, each = chosen._bytes(data, facts)
+            batch = min((facts.memory - fixed) // each, most)
             # Batch normalisation needs at least two.
-            if len(fits) >= min(2, most) or width <= 4:
+            if batch >= 2 or width <= 4:
                 break
-            voxels, width = (voxels // 2, width) if voxels > 64**2 * 8 else (voxels, width // 2)
-        chosen = fits[-1] if fits else sized(width, voxels, 1)
+            voxels, width = (voxels // 2, width) if voxels > LEAST else (voxels, width // 2)
+        chosen = replace(chosen, batch_size=self.batch_size or max(batch, 1))
         assert chosen.patch is not None
+        assert chosen.batch_size is not None
         where = "the GPU" if facts.on_gpu else "the computer"
-        patch = " x ".join(str(n) for n in chosen.patch)
+        sides = " x ".join(str(n) for n in chosen.patch)
         notes.append(
-            f"Width {chosen.width}, patches of {patch} voxels (k, j, i), {chosen.batch_size} at a "
-            f"time: about {chosen.bytes(data, facts) / 1e9:.1f} GB of the {facts.memory / 1e9:.0f} "
-            f"GB that {where} has for it"
+            f"Width {chosen.width}, patches of {sides} voxels (k, j, i), {chosen.batch_size} at a "
+            f"time: about {(fixed + chosen.batch_size * each) / 1e9:.1f} GB of the "
+            f"{facts.memory / 1e9:.0f} GB that {where} has for it"
             + ("." if facts.on_gpu else ", and kept small because there is no GPU.")
         )
         return chosen, notes
 
-    def bytes(self, data: Dataset, facts: DataFacts) -> int:
-        """Memory of a step, about, of a recipe with all settings."""
-        assert self.patch is not None and self.batch_size is not None
+    def _bytes(self, data: Dataset, facts: DataFacts) -> tuple[int, int]:
+        """`training_bytes` of a recipe with width and patch."""
+        assert self.patch is not None
         spec = self.network_spec(data)
-        space = self.patch[3 - (self.dimensions or 3) :]
-        shape = (self.batch_size, spec.config["in_channels"], *space)
-        return training_bytes(
-            lambda: create_network(spec.name, spec.config), shape, facts.on_gpu
-        )
+        shape = (self._channels(data), *self.patch[3 - (self.dimensions or 3) :])
+        return training_bytes(lambda: create_network(spec.name, spec.config), shape, facts.on_gpu)
+
+    def _channels(self, data: Dataset) -> int:
+        return len(data.channels) * (2 * self.neighbours + 1)
 
     def network_spec(self, data: Dataset) -> NetworkSpec:
         """The network's name and config."""
         config: dict[str, Any] = {
-            "in_channels": len(data.channels) * (2 * self.neighbours + 1),
+            "in_channels": self._channels(data),
             "out_channels": max(data.labels.values()) + 1,
             "width": self.width,
             "dimensions": self.dimensions,
@@ -168,7 +166,9 @@ class UNetRecipe(Recipe):
         return NetworkSpec(name="unet", config=config)
 
     def description(self, data: Dataset, record: TrainingRecord) -> ModelDescription:
-        assert self.patch is not None and self.spacing is not None and self.dimensions is not None
+        assert self.patch is not None
+        assert self.spacing is not None
+        assert self.dimensions is not None
         first = reference_key(data)
         if not data.channels[first].required:
             raise DatasetError(
@@ -221,11 +221,10 @@ class UNetRecipe(Recipe):
         )  # fmt: skip
 
     def _grid(self) -> GridSpec:
-        assert self.patch is not None and self.spacing is not None
+        assert self.patch is not None
+        assert self.spacing is not None
         if self.dimensions == 3:
-            return GridSpec(
-                spacing=self.spacing, tile=self.patch, overlap=0.25, multiple=MULTIPLE
-            )
+            return GridSpec(spacing=self.spacing, tile=self.patch, overlap=0.25, multiple=MULTIPLE)
         return GridSpec(
             axes="reference", spacing=self.spacing, tile=(8, *self.patch[1:]), overlap=0.25,
             dimensionality="2.5D" if self.neighbours else "2D", neighbours=self.neighbours,
@@ -241,9 +240,7 @@ class UNetRecipe(Recipe):
         drop = {spec.key: self.drop for spec in description.inputs if not spec.required}
         if self.dimensions == 3:
             return training_transforms(keys, self.patch, drop, description.reference)
-        return slice_transforms(
-            keys, self.patch[1:], self.neighbours, drop, description.reference
-        )
+        return slice_transforms(keys, self.patch[1:], self.neighbours, drop, description.reference)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
