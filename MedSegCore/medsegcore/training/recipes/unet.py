@@ -40,6 +40,7 @@ from medsegcore.training.recipes.base import (
     warm_cosine,
 )
 from medsegcore.training.recipes.terms import COLORS, TERMINOLOGY, plain_name
+from medsegcore.training.transplant import with_transplants
 
 PAPERS = {
     2: "Ronneberger O, Fischer P, Brox T. U-Net: Convolutional Networks for Biomedical Image "
@@ -48,6 +49,8 @@ PAPERS = {
     "Segmentation from Sparse Annotation. MICCAI 2016.",
 }
 MULTIPLE = 16
+# Of CT: from air on, without metal.
+HOUNSFIELD = (-1000.0, 1000.0)
 # Voxels of the smallest patch: below it the network is narrowed instead.
 LEAST = 32**3
 # (width, voxels of a patch, largest batch) to begin with, by dimensions and whether on a GPU. On a
@@ -72,6 +75,8 @@ class UNetRecipe(Recipe):
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
         weight_decay: of AdamW.
         drop: probability of hiding an optional input from the network.
+        ghosting: probability of ghosts in an input.
+        transplant: probability of carrying a labelled part of another case into a patch's case.
     """
 
     name: ClassVar[str] = "unet"
@@ -84,6 +89,8 @@ class UNetRecipe(Recipe):
     weight_decay: float = 1e-5
     warmup_steps: int = 100
     drop: float = 0.3
+    ghosting: float = 0.0
+    transplant: float = 0.0
 
     def configured(self, data: Dataset, facts: DataFacts) -> tuple["UNetRecipe", list[str]]:
         notes = []
@@ -183,7 +190,9 @@ class UNetRecipe(Recipe):
                 units=channel.units,
                 required=channel.required,
                 match=InputMatch(names=[re.escape(channel.title)]),
-                normalisation=Normalisation(method="zscore"),
+                normalisation=Normalisation(
+                    method="zscore", window=HOUNSFIELD if channel.units == "HU" else None
+                ),
             )
             for key, channel in data.channels.items()
         ]
@@ -239,8 +248,14 @@ class UNetRecipe(Recipe):
         keys = [spec.key for spec in description.inputs]
         drop = {spec.key: self.drop for spec in description.inputs if not spec.required}
         if self.dimensions == 3:
-            return training_transforms(keys, self.patch, drop, description.reference)
-        return slice_transforms(keys, self.patch[1:], self.neighbours, drop, description.reference)
+            items = training_transforms(
+                keys, self.patch, drop, description.reference, self.ghosting
+            )
+        else:
+            items = slice_transforms(
+                keys, self.patch[1:], self.neighbours, drop, description.reference, self.ghosting
+            )
+        return with_transplants(items, keys, description.reference or keys[0], self.transplant)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
