@@ -113,12 +113,16 @@ def test_nnunets_list_of_files_and_its_test_cases_are_read(ms_cases, tmp_path):
 def test_what_is_promised_but_missing_is_told_at_once_or_as_a_list(ms_cases, tmp_path):
     root = raw_copy(ms_cases, tmp_path / "d", numTraining=7, medseg={"patients": {"c": "a"}})
     (root / "labelsTr" / "a_2.nii.gz").unlink()
+    (root / "imagesTs").mkdir()
+    for n in (0, 2):
+        shutil.copy(root / "imagesTr" / f"b_000{n}.nii.gz", root / "imagesTs" / f"t_000{n}.nii.gz")
     with pytest.raises(DatasetError, match="numTraining is 7, but there are 3"):
         read_dataset(root)
     problems = read_dataset(root, strict=False).problems
     assert problems[1:] == (
         "The case 'a_2' has no label 'a_2.nii.gz'.",
         "The case 'b' has no file of the channel 't2'.",
+        "The case 't' has no file of the channel 't2'.",
         "medseg.patients names the case 'c', which is not there.",
     )
 

@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from medsegcore.errors import DatasetError, MissingInputError, OutputError
-from medsegcore.imaging import Image, read_dicom_slices, read_image, to_sitk, write_image
+from medsegcore.imaging import Image, read_dicom_slices, read_image, reorient, to_sitk, write_image
 from medsegcore.training.datasets import read_dataset
 from medsegcore.training.datasets.adapters import ADAPTERS
 
@@ -271,11 +271,14 @@ def test_prostate_sets_in_dicom_are_read(download, ms_case_dir, tmp_path, name):
         download.dicom("Siemens/Patient 383/GT/prostate", label)
         expected = ("Siemens_383", "Siemens_383", "Siemens")
     else:
-        # Beside the series that the label belongs to there is a smaller one.
+        # Beside the series that the label belongs to there is a smaller one; the label's axes run
+        # in another order, and it replaces an empty one.
         download.dicom("Prostate-3T/Prostate3T-01-0007/study/series", flair)
         small = flair.with_array(flair.array[:6])
         download.dicom("Prostate-3T/Prostate3T-01-0007/study/another", small)
-        sitk.WriteImage(to_sitk(label), str(download.root / "Prostate3T-01-0007.nrrd"))
+        turned = to_sitk(reorient(label, "AIR"))
+        sitk.WriteImage(turned * 0, str(download.root / "Prostate3T-01-0007.nrrd"))
+        sitk.WriteImage(turned, str(download.root / "Prostate3T-01-0007_correctedLabels.nrrd"))
         expected = ("Prostate3T-01-0007", "Prostate3T-01-0007", "RUNMC")
     (case,) = ADAPTERS[name].convert(download.root, tmp_path / "out").cases
     assert (case.id, case.patient, case.site) == expected
@@ -312,6 +315,9 @@ def test_a_conversion_is_whole_or_not_there(download, tmp_path):
     download.mask("label/label0002.nii.gz", 13)
     seen = []
     adapter.convert(download.root, tmp_path / "out", lambda *args: seen.append(args))
+    # What needs no change takes no space.
+    linked = tmp_path / "out" / "imagesTr" / "btcv_0001_0000.nii.gz"
+    assert linked.samefile(download.root / "img" / "img0001.nii.gz")
     assert seen == [("btcv_0001", 0, 2), ("btcv_0002", 1, 2), ("", 2, 2)]
     with pytest.raises(OutputError, match="exists already"):
         adapter.convert(download.root, tmp_path / "out")

@@ -1,5 +1,6 @@
 """Prepared cases on disk: made once, made again when something changed, and mapped."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -83,3 +84,8 @@ def test_the_key_follows_the_files_and_the_preparation_and_nothing_else(case):
     assert key != cache_key(description.model_copy(update={"grid": coarser}), case)
     os.utime(case.images["t1"], ns=(0, 0))
     assert key != cache_key(description, case)
+    # A volume of a 4-D file is that file and the volume's number.
+    first, second = (
+        dataclasses.replace(case, images={"t1": Path(f"{case.images['t1']}@{n}")}) for n in (0, 1)
+    )
+    assert cache_key(description, first) != cache_key(description, second)

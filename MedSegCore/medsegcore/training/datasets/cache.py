@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medsegcore.errors import OutputError
+from medsegcore.imaging import file_and_volume
 from medsegcore.models import ModelDescription
 from medsegcore.training.datasets.dataset import Case
 
@@ -35,8 +36,7 @@ def cache_key(description: ModelDescription, case: Case) -> str:
     files: list[tuple[str, str, int, int]] = []
     for name, path in [*case.images.items(), ("label", case.label)]:
         if path is not None:
-            at = path.with_name(path.name.partition("@")[0]) if not path.exists() else path
-            stat = at.stat()
+            stat = Path(file_and_volume(path)[0]).stat()
             files.append((name, str(path.absolute()), stat.st_size, stat.st_mtime_ns))
     text = json.dumps([FORMAT, prepared, sorted(files)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medsegcore.errors import DatasetError, MissingInputError
-from medsegcore.imaging.io import EXTENSIONS
+from medsegcore.imaging.io import EXTENSIONS, file_and_volume
 from medsegcore.models.contrasts import contrast_of
 from medsegcore.models.schema import Key
 from medsegcore.training.datasets.sources import combined_terms
@@ -421,7 +421,7 @@ def _assembled(
     problems: list[str],
 ) -> Dataset:
     name = name or folder.name
-    problems = [*problems, *_missing(channels, training)]
+    problems = [*problems, *_missing(channels, training, True), *_missing(channels, test, False)]
     for what, named in (("patients", part.patients), ("sites", part.sites)):
         for case in sorted({*named} - {*training} - {*test}):
             problems.append(f"medseg.{what} names the case '{case}', which is not there.")
@@ -445,18 +445,18 @@ def _assembled(
     )  # fmt: skip
 
 
-def _missing(channels: dict[str, Channel], files: _Files) -> list[str]:
-    """A sentence for each file that a training case lacks."""
+def _missing(channels: dict[str, Channel], files: _Files, labelled: bool) -> list[str]:
+    """A sentence for each file that a case lacks."""
     found = []
     for case, (images, label) in files.items():
         for key, channel in channels.items():
             if channel.required and not (key in images and _on_disk(images[key]).is_file()):
                 found.append(f"The case '{case}' has no file of the channel '{key}'.")
-        if not label.is_file():
+        if labelled and not label.is_file():
             found.append(f"The case '{case}' has no label '{label.name}'.")
     return found
 
 
 def _on_disk(path: Path) -> Path:
     """Without the number of the volume."""
-    return Path(re.sub(r"@\d+$", "", str(path)))
+    return Path(file_and_volume(path)[0])

@@ -35,8 +35,8 @@ I2CVB = Adapter(
         "https://i2cvb.github.io",
     ),
     layout="GE/Patient */ and Siemens/Patient */, each with T2W/ and GT/prostate/ as DICOM. As "
-    "public code reads it; not tried on the download: look at the pictures of 'medseg dataset "
-    "check' for masks that are upside down.",
+    "public code reads it; not tried on the download. The authors' own code turned the order of "
+    "the masks' slices round for some time: look at the pictures of 'medseg dataset check'.",
     channels={"t2w": Channel("T2W")},
     labels={"prostate": 1},
     find=_find,

@@ -49,7 +49,7 @@ def _same_names(*keys: str) -> dict[str, str]:
 
 _find_zones = by_label(
     r"prostate/(?P<site>prostatex|picai)/(?P<case>(?P<patient>[^/_]+)[^/]*)/zones\.nii\.gz",
-    _same_names("t2w", "adc"), {1: 1, 2: 2}, "{site}_{case}", "{site}_{patient}", "{site}",
+    _same_names("t2w", "adc"), None, "{site}_{case}", "{site}_{patient}", "{site}",
 )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ SAMPLES = (
         labels={"MS lesion": 1},
         find=by_label(
             r"ms/(?P<site>open_ms|mslesseg)/(?P<case>(?P<patient>[^/_]+)[^/]*)/lesion\.nii\.gz",
-            _same_names("t1", "t2", "flair"), 1, "{case}", "{patient}", "{site}",
+            _same_names("t1", "t2", "flair"), None, "{case}", "{patient}", "{site}",
         ),
     ),
     Adapter(
@@ -91,7 +91,7 @@ SAMPLES = (
         find=by_label(
             r"prostate/(?P<site>prostatex|picai|ucla)/(?P<case>(?P<patient>[^/_]+)[^/]*)/"
             r"prostate\.nii\.gz",
-            _same_names("t2w", "adc"), 1, "{site}_{case}", "{site}_{patient}", "{site}",
+            _same_names("t2w", "adc"), None, "{site}_{case}", "{site}_{patient}", "{site}",
         ),
     ),
     Adapter(
@@ -122,7 +122,7 @@ SAMPLES = (
         labels=BRATS_LABELS,
         find=by_label(
             r"glioma/brats_gli/(?P<case>(?P<patient>BraTS-GLI-\d+)-\d+)/seg\.nii\.gz",
-            _same_names("t1", "t1ce", "t2", "flair"), {1: 1, 2: 2, 3: 3}, "{case}", "{patient}",
+            _same_names("t1", "t1ce", "t2", "flair"), None, "{case}", "{patient}",
             "brats",
         ),
     ),
