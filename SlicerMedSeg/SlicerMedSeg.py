@@ -20,6 +20,7 @@ from slicer.util import VTKObservationMixin
 # Which volume the user chose for which input: the inputs are the model's, so that they are
 # references by key and no parameters.
 INPUT_REFERENCE = "MedSeg.Input."
+REQUIREMENTS = Path(__file__).resolve().parent / "Resources" / "requirements.txt"
 
 
 class SlicerMedSeg(ScriptedLoadableModule):
@@ -93,7 +94,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         self.ui = self._load("SlicerMedSeg", self.layout)
         readyUi = self._load("ReadyPart", self.ui.readyLayout)
-        installation = Installation(Path(self.resourcePath("requirements.txt")), qt.QSettings())
+        installation = Installation(REQUIREMENTS, qt.QSettings())
         self.readyPart = ReadyPart(readyUi, installation, self._readyChanged, self._setPython)
         self._setupParts()
 
@@ -319,6 +320,10 @@ class SlicerMedSegLogic(ScriptedLoadableModuleLogic):
             medsegcore.errors.MedSegError: with a sentence for the user; the scene is untouched.
         """
         addCoreToPath()
+        from SlicerMedSegLib.Installation import checkInstalled
+
+        checkInstalled(REQUIREMENTS, python)
+        # A Slicer that lacks packages cannot import it.
         from SlicerMedSegLib.Segmenting import segmentNodes
 
         application = getattr(slicer, "app", None)

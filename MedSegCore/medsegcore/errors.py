@@ -132,6 +132,12 @@ class RunError(MedSegError):
     exit_code = 5
 
 
+class PackagesError(RunError):
+    """Python packages that a run needs are not installed."""
+
+    code = "run.packages"
+
+
 class DeviceError(RunError):
     """The wanted device is not there or cannot do the work."""
 
@@ -162,3 +168,19 @@ class OutputError(MedSegError):
 
     code = "output"
     exit_code = 6
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of whatever library says that the host's or a device's memory is full.
+
+    torch, safetensors and the loader of shared libraries raise RuntimeError, OSError or
+    ImportError with the system's words.
+    """
+    text = str(error).lower()
+    words = (
+        "out of memory",
+        "not enough memory",
+        "cannot allocate memory",
+        "can't allocate memory",
+    )
+    return isinstance(error, MemoryError) or any(said in text for said in words)

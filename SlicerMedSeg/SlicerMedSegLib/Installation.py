@@ -14,11 +14,13 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import slicer
+
+from medsegcore.errors import PackagesError
 
 from .Preflight import (
     AGAIN,
@@ -26,7 +28,9 @@ from .Preflight import (
     RESTART,
     TORCH_REQUIREMENT,
     WHEELS,
+    Facts,
     Problem,
+    blocker,
     installedVersion,
     readRequirements,
     unmetRequirements,
@@ -277,6 +281,25 @@ class Installation:
             return
         self._settings.remove(RESTART_SETTING)
         self.resumed = True
+
+
+def checkInstalled(requirements: Path, python: str | Sequence[str] | None) -> None:
+    """Refuse to run without the packages of Slicer's Python, for what runs without the card.
+
+    Args:
+        requirements: as for `Installation`.
+        python: of the worker; Slicer's own when empty.
+
+    Raises:
+        PackagesError: what is missing, and how to get it.
+    """
+    facts = Facts(
+        python=str(python or ""),
+        missing=tuple(unmetRequirements(readRequirements(requirements))),
+        torch=installedVersion("torch"),
+    )
+    if sentence := blocker(facts):
+        raise PackagesError(sentence, _("Open the module MedSeg, whose first card installs it."))
 
 
 def installedVersions() -> dict[str, str]:

@@ -19,9 +19,7 @@ RESTART, PACKAGES, TORCH, EXTENSION, WHEELS, INTERPRETER, AGAIN = (
     "restart", "packages", "torch", "extension", "wheels", "interpreter", "again"
 )  # fmt: skip
 TORCH_REQUIREMENT = "torch>=2.4"
-# Of the worker's figures, and of what is shown: as the makers of cards count.
-MB, GB = 1e6, 2**30
-
+MB = 1e6
 
 # The rows of the card, from what has to be done first.
 KEYS = ("restart", "failure", "packages", "torch", "wheels", "interpreter", "gpu", "disk")
@@ -112,6 +110,11 @@ class Facts:
         return next(iter(gpus or devices), None)
 
 
+def gigabytes(mb: float, decimals: int = 1) -> str:
+    """MB as GB for the user; here as in all of MedSeg 1 MB is 1e6 bytes and 1 GB is 1e9."""
+    return f"{mb / 1000:.{decimals}f}"
+
+
 def problems(facts: Facts) -> list[Problem]:
     """What is in the way, what has to be done first at the front."""
     return list(_installing(facts)) + list(_computing(facts))
@@ -133,8 +136,7 @@ def readyLine(facts: Facts) -> str:
     if device["free_mb"] is None:
         return _("Ready: {device}").format(device=title)
     return _("Ready: {device}, {free} of {total} GB free").format(
-        device=title, free=f"{device['free_mb'] * MB / GB:.1f}",
-        total=f"{device['total_mb'] * MB / GB:.0f}",
+        device=title, free=gigabytes(device["free_mb"]), total=gigabytes(device["total_mb"], 0),
     )  # fmt: skip
 
 
@@ -157,10 +159,9 @@ def details(facts: Facts) -> list[str]:
     elif facts.torch and not facts.python:
         lines.append(_("PyTorch {version}").format(version=facts.torch))
     for disk in facts.disks:
-        free = f"{disk.freeMb * MB / GB:.1f}"
         lines.append(
             _("{purpose}: {free} GB free on the disk of {path}").format(
-                purpose=disk.purpose, free=free, path=disk.path
+                purpose=disk.purpose, free=gigabytes(disk.freeMb), path=disk.path
             )
         )
     lines.append(_("MedSeg connects to the network only when you click to install something."))
@@ -232,8 +233,8 @@ def _computing(facts: Facts) -> Iterator[Problem]:
             ).format(
                 purpose=low[0].purpose,
                 path=low[0].path,
-                free=f"{low[0].freeMb * MB / GB:.1f}",
-                need=f"{low[0].needMb * MB / GB:.0f}",
+                free=gigabytes(low[0].freeMb),
+                need=gigabytes(low[0].needMb, 0),
             ),
             AGAIN,
             blocks=False,

@@ -11,6 +11,7 @@ from medsegcore.errors import CancelledError, MedSegError
 from medsegcore.imaging import Region
 
 from .Observing import Observers, onSceneClose
+from .Preflight import gigabytes
 from .ResultToScene import ResultNodes
 from .Running import PYTHON_SETTING, endWorker, warmWorker
 from .Segmenting import Segmentation
@@ -209,8 +210,8 @@ class RunPart:
             text = _("Needs about {need} GB, but {device} has {free} GB free: close other "
                      "programs, choose a smaller region, or another device.")  # fmt: skip
         label.text = text.format(
-            need=f"{need / 1024:.1f}", device=device["name"].upper(),
-            free=f"{(device['free_mb'] or 0) / 1024:.1f}",
+            need=gigabytes(need), device=device["name"].upper(),
+            free=gigabytes(device["free_mb"] or 0),
         )  # fmt: skip
 
     def _device(self) -> str:
@@ -398,7 +399,7 @@ def _deviceTitle(device: dict) -> str:
         title = f"{device['name'].upper()} ({title})"
     if device["free_mb"] is None:
         return title
-    return _("{name}: {free} GB free").format(name=title, free=f"{device['free_mb'] / 1024:.1f}")
+    return _("{name}: {free} GB free").format(name=title, free=gigabytes(device["free_mb"]))
 
 
 def _stageTitle(stage: str) -> str:

@@ -10,9 +10,6 @@ from medsegcore.errors import MedSegError
 from .LiveThreshold import LiveThreshold
 from .Translation import _
 
-# A drag that rests this long, or ends where it began, is a finished step of undo.
-REST_MS = 1000
-
 
 class ThresholdSliders:
     """A row per label: color, name, slider with number, reset, and why it does not move.
@@ -29,15 +26,13 @@ class ThresholdSliders:
         failed: Callable[[MedSegError], None],
     ) -> None:  # fmt: skip
         self.live, self._defaults, self._failed = live, dict(defaults), failed
-        self._rest = qt.QTimer()
-        self._rest.setSingleShot(True)
-        self._rest.setInterval(REST_MS)
-        self._rest.connect("timeout()", self.finish)
         self._rows: dict[str, _Row] = {}
         for label in live.labels:
             row = self._rows[label] = _Row(frame, label, live)
             row.slider.connect("valueIsChanging(double)", self._mover(label, self._move))
             row.slider.connect("valueChanged(double)", self._mover(label, self._settle))
+            # That does not tell of a drag that ends where it began.
+            row.slider.findChild("QSlider").connect("sliderReleased()", self.finish)
             row.reset.connect("clicked()", self._resetter(label))
         self.refresh()
 
@@ -63,8 +58,6 @@ class ThresholdSliders:
 
     def close(self) -> None:
         """Take the rows out of the panel; harmless when repeated."""
-        self._rest.stop()
-        self._rest.disconnect("timeout()", self.finish)
         rows, self._rows = self._rows, {}
         for row in rows.values():
             row.widget.hide()
@@ -86,7 +79,6 @@ class ThresholdSliders:
         except MedSegError as error:
             self._failed(error)
             self.refresh()
-        self._rest.start()
 
     def _settle(self, label: str, value: float) -> None:
         self._move(label, value)
@@ -94,7 +86,6 @@ class ThresholdSliders:
 
     def finish(self) -> None:
         """A drag has ended: the next change is a new step of undo."""
-        self._rest.stop()
         self.live.finishDrag()
         self.refresh()
 

@@ -26,6 +26,7 @@ from medsegcore.errors import (
     OverlapError,
     SettingError,
     WorkerError,
+    is_out_of_memory,
 )
 from medsegcore.imaging import Image, Region
 from medsegcore.inference import Predictor
@@ -245,6 +246,21 @@ def test_memory_that_runs_out_is_a_sentence_and_the_worker_goes_on(warm, ms_imag
     finally:
         resource.prlimit(pid, resource.RLIMIT_AS, before)
     assert warm.wait(warm.predict(MODEL, small, CPU)).labelmap.shape == (32, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("unable to mmap 9 bytes from file </a>: Cannot allocate memory (12)"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ..."), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to ..."), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("shape '[2]' is invalid for input of size 3"), False),
+    ],
+)
+def test_memory_that_runs_out_is_told_from_other_errors_of_libraries(error, full):
+    assert is_out_of_memory(error) is full
 
 
 def test_a_full_disk_on_the_way_in_is_a_sentence_and_leaves_no_file(warm, small):

@@ -28,13 +28,7 @@ def bare(host, medsegFolders, fresh, monkeypatch, tmp_path):
 
     def open_():
         module = host.loadModule(MODULE)
-        widget = sys.modules["SlicerMedSeg"].SlicerMedSegWidget
-        found = widget.resourcePath
-        monkeypatch.setattr(
-            widget, "resourcePath",
-            lambda this, name: str(requirements) if name == "requirements.txt"
-            else found(this, name),
-        )  # fmt: skip
+        monkeypatch.setattr(sys.modules["SlicerMedSeg"], "REQUIREMENTS", requirements)
         slicer.util.selectModule(module.name)
         host.wait(0)
         return slicer.modules.SlicerMedSegWidget
@@ -99,6 +93,25 @@ def test_a_bare_slicer_shows_the_card_alone_and_becomes_the_panel_from_a_folder_
     host.waitUntil(lambda: button.enabled, 20)
     host.waitUntil(lambda: ui.readyLabel.text.startswith("Ready: "), 60)
     host.screenshot(tmp_path / "ready.png")
+
+
+def test_a_script_on_a_bare_slicer_is_told_what_is_missing_and_what_to_do(host, bare, monkeypatch):
+    from medsegcore.errors import PackagesError
+    from SlicerMedSegLib import Installation
+
+    bare()
+    # What a bare Slicer cannot import.
+    monkeypatch.setitem(sys.modules, "SlicerMedSegLib.Segmenting", None)
+    logic = sys.modules["SlicerMedSeg"].SlicerMedSegLogic()
+    with pytest.raises(PackagesError, match=r"lacks medseg-tiny>=1.0, .* Open the module MedSeg"):
+        logic.segment("ms-lesion-rsanet", {})
+    monkeypatch.setattr(Installation, "unmetRequirements", lambda requirements: [])
+    monkeypatch.setattr(Installation, "installedVersion", lambda name: None)
+    with pytest.raises(PackagesError, match=r"no PyTorch.* Open the module MedSeg"):
+        logic.segment("ms-lesion-rsanet", {})
+    # Another interpreter has a PyTorch of its own.
+    with pytest.raises(ImportError):
+        logic.segment("ms-lesion-rsanet", {}, python="ssh host medseg worker")
 
 
 def test_all_well_is_one_line_and_details_on_a_click(host, panel, tmp_path):

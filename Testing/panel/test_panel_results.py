@@ -122,9 +122,11 @@ def test_the_segment_follows_while_the_threshold_is_dragged(host, panel, nodes, 
 
 def test_a_drag_that_ends_where_it_began_is_no_part_of_the_next_one(host, panel, nodes, flair):
     sliders, before = panel.results.sliders, voxels(nodes, flair)
-    sliders.slider(LABEL).valueIsChanging.emit(0.4)
-    sliders.slider(LABEL).valueIsChanging.emit(0.5)
-    host.wait(1100)
+    handle = sliders.slider(LABEL).findChild("QSlider")
+    handle.setSliderDown(True)
+    for value in (handle.value - 10, handle.value):
+        handle.setValue(value)
+    handle.setSliderDown(False)
     host.dragSlider(sliders.slider(LABEL), 0.2)
     settle(host)
     host.click(panel.resultsUi.undoButton)
@@ -202,9 +204,11 @@ def test_a_lesion_is_dropped_and_comes_back_by_undo(host, panel, nodes, flair, q
     assert f"{count - 1} of {count} lesions kept" in ui.totalsLabel.text
     host.key(ui.lesionTable, qt.Qt.Key_Z, qt.Qt.ControlModifier)
     assert voxels(nodes, flair) == before
+    settle(host)
     assert ui.totalsLabel.text == totals
     host.click(ui.redoButton)
     assert voxels(nodes, flair) < before
+    settle(host)
     # A check mark again puts it back as well.
     clickCell(host, panel, 0, "Keep")
     settle(host)

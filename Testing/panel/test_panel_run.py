@@ -73,7 +73,7 @@ def test_volumes_become_a_result_and_the_second_click_starts_at_once(
     ui = ready(host, panel)
     assert ui.deviceBox.itemText(1).startswith("CPU")
     assert "GB free" in ui.deviceBox.itemText(1)
-    assert ui.memoryLabel.text.startswith("Needs about")
+    assert ui.memoryLabel.text == "Needs about 1.4 GB on CPU."
     slicer.util.setSliceViewerLayers(background=nodes["flair"], fit=True)
     stages = watch(panel)
     host.choose(ui.deviceBox, ui.deviceBox.itemText(1))
@@ -295,7 +295,6 @@ def test_a_computer_that_shares_no_folder_is_tested_used_and_remembered(host, pa
     assert len(children()) == 2
     panel.onReload()
     assert slicer.modules.SlicerMedSegWidget.runPart._ui.pythonEdit.text == command
-    host.type(slicer.modules.SlicerMedSegWidget.runPart._ui.pythonEdit, " ")
 
 
 def test_a_connection_that_fails_says_why(host, panel, addSample):

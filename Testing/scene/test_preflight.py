@@ -106,12 +106,12 @@ def test_all_well_is_one_line_with_the_card_or_the_cores():
     assert blocker(WELL) == ""
     assert readyLine(WELL) == "Ready: CPU, 2 cores"
     worker = {"devices": [CPU, RTX], "machine": MACHINE}
-    assert readyLine(replace(WELL, worker=worker)) == ("Ready: NVIDIA RTX A5000, 8.1 of 24 GB free")
+    assert readyLine(replace(WELL, worker=worker)) == "Ready: NVIDIA RTX A5000, 8.7 of 26 GB free"
 
 
 def test_a_worker_of_an_older_version_and_one_that_has_not_answered_have_a_line_too():
     old = replace(WELL, worker={"devices": [CPU]})
-    assert readyLine(old) == "Ready: CPU, 8.4 of 15 GB free"
+    assert readyLine(old) == "Ready: CPU, 9.0 of 16 GB free"
     assert problems(old) == []
     assert readyLine(replace(WELL, worker=None)) == ""
     assert blocker(replace(WELL, worker=None)) == ""

@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import medsegcore
-from medsegcore.errors import CancelledError, ModelSchemaError, OutOfMemoryError, SettingError
+from medsegcore.errors import (
+    CancelledError,
+    ModelSchemaError,
+    OutOfMemoryError,
+    SettingError,
+    is_out_of_memory,
+)
 from medsegcore.imaging import Grid, Image, Region, resample
 from medsegcore.inference.attention import (
     Attention,
@@ -203,8 +209,8 @@ class Predictor:
         while tile is not None:
             try:
                 return self._run(prepared, tile, mirror, dropout, specs, clock)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
                     raise
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -504,13 +510,6 @@ def _mirrorings(dimensions: int) -> list[tuple[int, ...]]:
     """The axes of [B, C, (k,) j, i] to flip: none, each, each pair, all."""
     axes = range(2, 2 + dimensions)
     return [pick for n in range(dimensions + 1) for pick in itertools.combinations(axes, n)]
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
 
 
 def _rounded(grid: Grid) -> list[float]:

@@ -22,6 +22,7 @@ from medsegcore.errors import (
     OutputError,
     SettingError,
     WorkerError,
+    is_out_of_memory,
 )
 from medsegcore.imaging import Region
 from medsegcore.worker import protocol
@@ -161,11 +162,9 @@ class Server:
             self._fail(request, error)
         except ProtocolError as error:
             self._fail(request, WorkerError(f"The worker does not understand '{error}'."))
-        except MemoryError:
-            self._fail(request, _no_memory())
         except Exception as error:
             traceback.print_exc()
-            if "out of memory" in str(error).lower():
+            if is_out_of_memory(error):
                 self._fail(request, _no_memory())
             else:
                 self._fail(

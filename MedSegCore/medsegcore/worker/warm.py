@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from medsegcore.errors import OutOfMemoryError
+from medsegcore.errors import OutOfMemoryError, is_out_of_memory
 from medsegcore.worker.protocol import RunOptions
 
 if TYPE_CHECKING:
@@ -98,8 +98,6 @@ class WarmModels:
         return predictor
 
     def _load(self, folder: Any, options: RunOptions) -> "Predictor":
-        import torch
-
         from medsegcore.inference.devices import choose_device
         from medsegcore.inference.predictor import Predictor
 
@@ -109,7 +107,9 @@ class WarmModels:
             free, _ = memory_mb(str(choose_device(options.device)))
         try:
             predictor = Predictor(folder, device=options.device, precision=options.precision)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemoryError(
                 f"The memory of the device '{options.device}' does not hold the model.",
                 "Close other programs or use the device cpu.",
