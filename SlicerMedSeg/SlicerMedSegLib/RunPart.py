@@ -286,6 +286,7 @@ class RunPart:
             self._run = startSegmentation(
                 warmWorker(self._python()), self._scene, job.model, dict(job.inputNodes), options,
                 self._progressed, self._ended, frames=job.frames, region=job.region,
+                live=True,
             )  # fmt: skip
         except Exception as error:
             self._run = None

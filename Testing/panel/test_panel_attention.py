@@ -178,10 +178,8 @@ def test_the_row_is_a_curve_in_a_plot_view_that_follows_and_is_saved(host, panel
 
     from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
 
-    layout = slicer.vtkMRMLLayoutNode()
-    plot = slicer.vtkMRMLPlotViewNode()
-    for node in (layout, plot):
-        slicer.mrmlScene.AddNode(node)
+    layout = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLLayoutNode")
+    plot = slicer.mrmlScene.AddNode(slicer.vtkMRMLPlotViewNode())
     plain = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
     plotted = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpPlotView
     for arrangement in (plain, plotted):
@@ -200,7 +198,7 @@ def test_the_row_is_a_curve_in_a_plot_view_that_follows_and_is_saved(host, panel
         series = chart.GetNthPlotSeriesNode(0)
         table = series.GetTableNode().GetTable()
         column = table.GetColumnByName(series.GetYColumnName())
-        return [float(str(column.GetVariantValue(n))) for n in range(table.GetNumberOfRows())]
+        return [column.GetVariantValue(n).ToDouble() for n in range(table.GetNumberOfRows())]
 
     first = curve(view.chart)
     host.wheel(slicer.app.layoutManager().sliceWidget("Red").sliceView(), 12)
