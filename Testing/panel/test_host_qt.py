@@ -19,7 +19,7 @@ def test_a_timer_is_single_shot_by_its_method_alone(qt):
 def test_single_shot_calls_python(host):
     got = []
     host.qt.QTimer.singleShot(1, lambda: got.append(1))
-    host.waitUntil(lambda: got, 2)
+    host.waitUntil(lambda: got)
 
 
 def test_settings_are_typed_until_a_restart_and_texts_after_it(host):

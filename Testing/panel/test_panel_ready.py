@@ -90,8 +90,8 @@ def test_a_bare_slicer_shows_the_card_alone_and_becomes_the_panel_from_a_folder_
     addSample(SMALL)
     panel.modelPart.choose("ms-lesion-rsanet")
     button = panel.runPart._ui.segmentButton
-    host.waitUntil(lambda: button.enabled, 20)
-    host.waitUntil(lambda: ui.readyLabel.text.startswith("Ready: "), 60)
+    host.waitUntil(lambda: button.enabled)
+    host.waitUntil(lambda: ui.readyLabel.text.startswith("Ready: "))
     host.screenshot(tmp_path / "ready.png")
 
 
@@ -121,7 +121,7 @@ def test_all_well_is_one_line_and_details_on_a_click(host, panel, tmp_path):
     assert texts(ui) == {}
     assert ui.readyLabel.text == "Installed; the devices are not asked for yet."
     # The worker is asked once the user stays.
-    host.waitUntil(lambda: ui.readyLabel.text.startswith("Ready: "), 60)
+    host.waitUntil(lambda: ui.readyLabel.text.startswith("Ready: "))
     cores = usable_cores()
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         assert ui.readyLabel.text == f"Ready: CPU, {cores} cores"
@@ -134,7 +134,7 @@ def test_all_well_is_one_line_and_details_on_a_click(host, panel, tmp_path):
     assert "only when you click" in ui.detailsLabel.text
     host.screenshot(tmp_path / "details.png")
     host.click(ui.checkButton)
-    host.waitUntil(lambda: ui.readyLabel.text.startswith("Ready: "), 60)
+    host.waitUntil(lambda: ui.readyLabel.text.startswith("Ready: "))
     host.click(ui.removeButton)
     assert ui.stepLabel.text == "MedSeg has installed nothing that is still here."
 
@@ -145,7 +145,7 @@ def test_segment_says_what_the_card_says_and_another_interpreter_is_chosen_by_it
     addSample(SMALL)
     panel.modelPart.choose("ms-lesion-rsanet")
     button, ui = panel.runPart._ui.segmentButton, panel.readyPart._ui
-    host.waitUntil(lambda: button.enabled, 20)
+    host.waitUntil(lambda: button.enabled)
     host.click(panel.runPart._ui.advancedBox)
     host.type(panel.runPart._ui.pythonEdit, "/nowhere/python")
     host.waitUntil(lambda: "interpreter" in texts(ui))
@@ -156,7 +156,7 @@ def test_segment_says_what_the_card_says_and_another_interpreter_is_chosen_by_it
     host.dialogs.expect("Choose a Python", good)
     host.click(ui.interpreterButton)
     assert panel.runPart._ui.pythonEdit.text == good
-    host.waitUntil(lambda: ui.readyLabel.text.startswith("Ready: "), 60)
+    host.waitUntil(lambda: ui.readyLabel.text.startswith("Ready: "))
     assert texts(ui) == {}
     assert button.enabled
     assert good in ui.detailsLabel.text

@@ -50,7 +50,7 @@ def part(host, panel, nodes):
 
 def register(host, part):
     host.click(part._ui.registerButton)
-    host.waitUntil(lambda: not part.busy, 60)
+    host.waitUntil(lambda: not part.busy)
 
 
 def views():
@@ -75,7 +75,7 @@ def test_a_moved_input_becomes_the_input_and_goes_back_to_the_original(
     assert ui.cancelRegistrationButton.enabled
     assert not ui.registerButton.enabled
     seen = set()
-    host.waitUntil(lambda: seen.add(ui.registrationProgressBar.value) or not part.busy, 60)
+    host.waitUntil(lambda: seen.add(ui.registrationProgressBar.value) or not part.busy)
     assert len(seen) > 3
     copy = panel.inputsPart.inputNodes()["t2"]
     assert copy.GetName() == "T2 registered"
@@ -182,7 +182,7 @@ def test_a_registration_that_gains_nothing_is_said_and_not_used(host, panel, par
 def test_what_the_user_chose_meanwhile_stays(host, panel, part, nodes):
     host.click(part._ui.registerButton)
     host.choose(panel.inputsPart._rows["t2"].selector, "None")
-    host.waitUntil(lambda: not part.busy, 60)
+    host.waitUntil(lambda: not part.busy)
     assert "t2" not in panel.inputsPart.inputNodes()
 
 

@@ -44,8 +44,8 @@ def ready(host, panel, model=MODEL):
     """The model chosen, the volumes matched, the devices known."""
     panel.modelPart.choose(model)
     ui = panel.runPart._ui
-    host.waitUntil(lambda: ui.segmentButton.enabled, 20)
-    host.waitUntil(lambda: ui.deviceBox.count > 1 or ui.runMessageLabel.text != "", 60)
+    host.waitUntil(lambda: ui.segmentButton.enabled)
+    host.waitUntil(lambda: ui.deviceBox.count > 1 or ui.runMessageLabel.text != "")
     return ui
 
 
@@ -62,8 +62,8 @@ def watch(panel):
     return stages
 
 
-def done(host, panel, seconds=60):
-    host.waitUntil(lambda: not panel.runPart.busy, seconds)
+def done(host, panel):
+    host.waitUntil(lambda: not panel.runPart.busy)
 
 
 def test_volumes_become_a_result_and_the_second_click_starts_at_once(
@@ -109,7 +109,7 @@ def test_a_run_is_cancelled_within_about_a_second_and_the_next_click_works(host,
     assert panel._parameterNode.careful is True
     before = slicer.mrmlScene.GetNumberOfNodes()
     host.click(ui.segmentButton)
-    host.waitUntil(lambda: "segment" in dict(stages), 60)
+    host.waitUntil(lambda: "segment" in dict(stages))
     started = time.monotonic()
     host.click(ui.cancelButton)
     done(host, panel)
@@ -161,7 +161,7 @@ def test_a_python_that_is_none_is_told_and_another_one_works(host, panel, addSam
     host.waitUntil(lambda: not ui.segmentButton.enabled)
     assert "Choose a Python that has medsegcore" in ui.segmentButton.toolTip
     host.type(ui.pythonEdit, " ")
-    host.waitUntil(lambda: ui.deviceBox.count > 1, 60)
+    host.waitUntil(lambda: ui.deviceBox.count > 1)
     host.waitUntil(lambda: ui.segmentButton.enabled)
     assert ui.runMessageLabel.text == ""
 
@@ -171,7 +171,7 @@ def test_closing_the_scene_ends_the_run_and_leaves_nothing_in_it(host, panel, ad
     ui = ready(host, panel)
     stages = watch(panel)
     host.click(ui.segmentButton)
-    host.waitUntil(lambda: "load" in dict(stages), 60)
+    host.waitUntil(lambda: "load" in dict(stages))
     slicer.mrmlScene.Clear()
     done(host, panel)
     assert ui.runMessageLabel.text == "The scene was closed, which ended the run."
@@ -243,7 +243,7 @@ def test_all_frames_are_segmented_one_after_the_other_and_play_with_the_images(
     assert "FLAIR MR: all 2 frames of 'FLAIR' are segmented, one after the other." in texts
     stages = watch(panel)
     host.click(ui.segmentButton)
-    host.waitUntil(lambda: any("Frame 2 of 2: " in text for _stage, text in stages), 60)
+    host.waitUntil(lambda: any("Frame 2 of 2: " in text for _stage, text in stages))
     host.screenshot(tmp_path / "frame2.png")
     done(host, panel)
     assert ui.runMessageLabel.text == "Done."
@@ -268,7 +268,7 @@ def test_a_device_that_a_scene_brings_but_the_machine_lacks_is_not_used(host, pa
     addSample(SMALL)
     panel.runPart.setDevice("cuda:7")
     ui = ready(host, panel)
-    host.waitUntil(lambda: ui.deviceBox.itemText(1).startswith("CPU"), 60)
+    host.waitUntil(lambda: ui.deviceBox.itemText(1).startswith("CPU"))
     assert ui.deviceBox.currentText == "Automatic"
     host.click(ui.segmentButton)
     done(host, panel)
@@ -282,7 +282,7 @@ def test_a_computer_that_shares_no_folder_is_tested_used_and_remembered(host, pa
     command = f"{sys.executable} {RELAY} {sys.executable} -m medsegcore.worker"
     host.type(ui.pythonEdit, command)
     host.click(ui.testConnectionButton)
-    host.waitUntil(lambda: "It works" in ui.connectionLabel.text, 60)
+    host.waitUntil(lambda: "It works" in ui.connectionLabel.text)
     assert "shares no folder" in ui.connectionLabel.text
     assert ui.deviceBox.itemText(1).split(":")[0].removeprefix("CPU ").strip("()") in (
         ui.connectionLabel.text
@@ -341,7 +341,7 @@ def test_a_disk_that_is_full_is_a_sentence_and_leaves_the_scene_alone(host, pane
     # Its files may have 100 KB, which no map of this crop fits into.
     limit = 'ulimit -f 200; exec "$@"'
     host.type(ui.pythonEdit, f"sh -c '{limit}' sh {sys.executable} -m medsegcore.worker")
-    host.waitUntil(lambda: ui.deviceBox.count > 1, 60)
+    host.waitUntil(lambda: ui.deviceBox.count > 1)
     host.click(ui.segmentButton)
     done(host, panel)
     assert "cannot be written" in ui.runMessageLabel.text
@@ -387,7 +387,7 @@ def test_a_result_on_its_way_into_the_scene_is_cancelled_without_a_trace(
     ui = ready(host, panel)
     before = slicer.mrmlScene.GetNumberOfNodes()
     host.click(ui.segmentButton)
-    host.waitUntil(lambda: slicer.mrmlScene.GetNumberOfNodes() > before, 60)
+    host.waitUntil(lambda: slicer.mrmlScene.GetNumberOfNodes() > before)
     # Something of it is there, but not as a run.
     assert findRuns(slicer.mrmlScene) == {}
     mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", "the user's")

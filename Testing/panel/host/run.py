@@ -27,7 +27,8 @@ _SLICER_NAMES = (
     "selfTests",
 )  # fmt: skip
 
-
+# What ends a wait on a busy machine is never this, but what is waited for.
+PATIENCE_S = 300.0
 # Of what Qt prints, what is a mistake of the code or the .ui file.
 _MISTAKES = ("Designer:", "QObject::connect", "QLayout::", "QFormBuilder", "SignalManager")
 
@@ -205,7 +206,7 @@ class Host:
             if tip and not QtGui.Qt.mightBeRichText(tip):
                 widget.setToolTip(f"<p>{tip}</p>")
 
-    def waitUntil(self, condition, seconds: float = 10.0) -> None:
+    def waitUntil(self, condition, seconds: float = PATIENCE_S) -> None:
         """Let events run until a function returns true.
 
         Raises:
