@@ -51,6 +51,10 @@ class AttentionPart:
         self._check = qt.QTimer()
         self._check.setSingleShot(True)
         self._check.connect("timeout()", self._lookAround)
+        # After the views: together they would take longer than an event may.
+        self._drawing = qt.QTimer()
+        self._drawing.setSingleShot(True)
+        self._drawing.connect("timeout()", self._drawHeatMap)
         self._signals: list[tuple] = [
             (ui.mapSelector, "currentIndexChanged(int)", self._onMapChosen),
             (ui.showButton, "toggled(bool)", self._onToggled),
@@ -104,6 +108,7 @@ class AttentionPart:
         """Everything off, and nothing observed any more; harmless when repeated."""
         self._turnOff()
         self._check.stop()
+        self._drawing.stop()
         self._observers.clear()
         self._display.close()
         self._heatMap.close()
@@ -149,7 +154,7 @@ class AttentionPart:
             self.view = SliceAttentionView(self.scene, chosen.node)
             node = self.view.sliceNodeFor(self.scene, self.view.axis)
             grid = imageFromVolumeNode(self._anyVolume(), copy=False).grid
-            self.view.on(node, grid, self._drawHeatMap)
+            self.view.on(node, grid, lambda: self._drawing.start(0))
             return self.view.weights
         if chosen.kind == "correlation":
             stores = findRuns(self.scene).get(self.run or "", {}).get("correlation", [])
@@ -303,8 +308,7 @@ class AttentionPart:
             _("Where the other image answers to the point. Drag it, or place it anew.")
         )
         if self.view is not None:
-            # After the views: together they would take longer than an event may.
-            qt.QTimer.singleShot(0, self._drawHeatMap)
+            self._drawing.start(0)
         else:
             self._heatMap.clear()
         if self.run is None:

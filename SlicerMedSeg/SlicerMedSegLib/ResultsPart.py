@@ -148,6 +148,7 @@ class ResultsPart:
         self._segments = yield from RunSegments.opening(self.scene, run)
         self._table = yield from LesionTable.opening(self._segments)
         self._table.watch(lambda: self._soon(MEASURE_AFTER_MS))
+        yield
         self.sliders = ThresholdSliders(
             self.ui.thresholdsFrame, LiveThreshold(self._segments), self._defaults(), self._failed
         )
