@@ -30,7 +30,7 @@ def application(tmp_path_factory):
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         python.chmod(0o755)
         host.openModule(MODULE)
-        assert host.qt.QGuiApplication.platformName() == os.environ["QT_QPA_PLATFORM"]
+        assert slicer.app.platformName == os.environ["QT_QPA_PLATFORM"]
         yield host
     host.check()
 
