@@ -44,7 +44,7 @@ def nodes(host, flair, result):
 def panel(host, nodes):
     opened = host.openModule(MODULE)
     opened.show("run")
-    opened.attentionUi.attentionBox.collapsed = True
+    opened.attentionUi.attentionBox.hide()
     host.wait(0)
     return opened
 
