@@ -17,6 +17,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
+HOMEPAGE = "https://github.com/medseg/SlicerMedSeg"
 # Which volume the user chose for which input: the inputs are the model's, so that they are
 # references by key and no parameters.
 INPUT_REFERENCE = "MedSeg.Input."
@@ -34,10 +35,16 @@ class SlicerMedSeg(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Segments lesions in MR volumes with trained networks and shows what they attended to. "
             "Choose a model, check the volumes that it found for its inputs, and click Segment. "
+            "Computes on this computer or on one that you name; nothing is uploaded without you. "
             "Research and teaching only; not a medical device."
         )
+        self.parent.helpText += '<p>{} <a href="{}">{}</a>.</p>'.format(
+            _("A tutorial on sample data is in the"), HOMEPAGE, _("documentation")
+        )
         self.parent.acknowledgementText = _(
-            "The networks follow published papers; each model's card names its paper and data."
+            "The networks follow published papers; each model's card names its paper, its training "
+            "data and their licenses. Please cite the paper of the model that you used, and MedSeg "
+            "(CITATION.cff)."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
 

@@ -13,9 +13,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(PROJECT / "SlicerMedSeg"), str(Path(__file__).resolve().parent)]
 
 import slicer  # noqa: E402
-from conftest import sampleData  # noqa: E402
 from host import Host  # noqa: E402
 from host.conversion import unwrap  # noqa: E402
+from host.sampledata import sampleData  # noqa: E402
 from PIL import Image  # noqa: E402
 
 SIZE = (1360, 860)
@@ -149,10 +149,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as own, Host(panelWidth=PANEL, size=SIZE) as host:
         os.environ["XDG_DATA_HOME"] = own
         sys.modules["SampleData"] = sampleData()
-        python = Path(slicer.app.slicerHome) / "bin" / "PythonSlicer"
-        python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        python.chmod(0o755)
+        host.addPythonSlicer()
         host.openModule(PROJECT / "SlicerMedSeg" / "SlicerMedSeg.py")
         Tutorial(host, folder).steps()
     host.check()

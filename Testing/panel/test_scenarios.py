@@ -17,18 +17,15 @@ NAMES = (
 @pytest.fixture(scope="module")
 def application(tmp_path_factory):
     """One life of the application for all scenarios, as they have it in the self-test."""
-    from conftest import sampleData
     from host import Host
+    from host.sampledata import sampleData
 
     folder = tmp_path_factory.mktemp("application")
     with pytest.MonkeyPatch.context() as patch, Host() as host:
         patch.setitem(sys.modules, "SampleData", sampleData())
         patch.setenv("XDG_DATA_HOME", str(folder))
         patch.setattr(tempfile, "tempdir", str(folder))
-        python = Path(slicer.app.slicerHome) / "bin" / "PythonSlicer"
-        python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        python.chmod(0o755)
+        host.addPythonSlicer()
         host.openModule(MODULE)
         assert slicer.app.platformName == os.environ["QT_QPA_PLATFORM"]
         yield host
