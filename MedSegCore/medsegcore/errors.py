@@ -70,6 +70,12 @@ class MissingInputError(InputError):
     code = "input.missing"
 
 
+class DatasetError(InputError):
+    """The description of a data set, or what it says of its files, cannot be used."""
+
+    code = "input.dataset"
+
+
 class SettingError(InputError):
     """A setting has a value outside of its range."""
 

@@ -9,8 +9,9 @@ import time
 import pytest
 
 from medsegcore.cli import main
-from medsegcore.cli.app import file_and_volume, input_files, recipe_settings, thresholds
+from medsegcore.cli.app import input_files, recipe_settings, thresholds
 from medsegcore.errors import InputError
+from medsegcore.imaging import file_and_volume
 
 
 def inputs(folder):

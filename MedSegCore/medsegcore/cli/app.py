@@ -1,7 +1,6 @@
 """The commands."""
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 
 import medsegcore
 from medsegcore.cli.console import Console
+from medsegcore.cli.dataset import add_dataset
 from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.imaging import Region
 
@@ -39,6 +39,7 @@ def build_app(console: Console) -> typer.Typer:
 
     _add_predict(app, console)
     _add_models(app, console)
+    add_dataset(app, console)
     _add_train(app, console)
     _add_evaluate(app, console)
     _add_demo(app, console)
@@ -254,14 +255,6 @@ def input_files(arguments: list[str]) -> dict[str, str]:
             raise MissingInputError(f"The input '{key}' is given twice.", "Give one file.")
         files[key] = value
     return files
-
-
-def file_and_volume(text: str) -> tuple[str, int | None]:
-    """ "a.nii.gz@3" to ("a.nii.gz", 3); a file of exactly that name comes first."""
-    found = re.fullmatch(r"(.+)@(\d+)", text)
-    if found is None or Path(text).exists():
-        return text, None
-    return found[1], int(found[2])
 
 
 def thresholds(texts: list[str]) -> dict[str, float]:

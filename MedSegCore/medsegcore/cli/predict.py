@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from medsegcore.cli.app import file_and_volume
 from medsegcore.cli.console import Console
 from medsegcore.errors import OutputError
 from medsegcore.imaging import Image, read_image
@@ -32,8 +31,7 @@ def run_predict(
     images: dict[str, Image] = {}
     for n, (key, text) in enumerate(files.items()):
         console.progress("read", n, len(files), None)
-        path, volume = file_and_volume(text)
-        images[key] = read_image(path, volume)
+        images[key] = read_image(text)
     console.progress("load", 0, 1, None)
     from medsegcore.inference.predictor import Predictor
 

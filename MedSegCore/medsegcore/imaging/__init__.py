@@ -11,9 +11,11 @@ from medsegcore.imaging.geometry import (
 from medsegcore.imaging.image import Image, check_image, from_sitk, to_sitk, without_nans
 from medsegcore.imaging.io import (
     DicomSeries,
+    file_and_volume,
     list_dicom_series,
     list_volumes,
     read_dicom_series,
+    read_dicom_slices,
     read_image,
     write_image,
 )
@@ -31,6 +33,7 @@ __all__ = [
     "Registration",
     "check_image",
     "check_overlap",
+    "file_and_volume",
     "fov_overlap",
     "from_sitk",
     "grid_with_spacing",
@@ -40,6 +43,7 @@ __all__ = [
     "patient_grid",
     "reference_grid",
     "read_dicom_series",
+    "read_dicom_slices",
     "read_image",
     "register",
     "reorient",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import re
 import tempfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +55,7 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
     """Read one volume from a NIfTI, NRRD or MHA file, or from a folder with one DICOM series.
 
     Args:
+        path: "FILE@3" means volume 3 of a 4-D file, unless a file is called so.
         volume: which volume of a 4-D file, from 0.
 
     Raises:
@@ -61,6 +64,8 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
         ColorImageError: RGB, vectors or complex numbers.
         GeometryError: a geometry that ITK refuses, or one that is not finite.
     """
+    if volume is None:
+        path, volume = file_and_volume(path)
     path = Path(path)
     if path.is_dir():
         return read_dicom_series(path)
@@ -78,6 +83,14 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
             f"'{path}' has complex values.", "Export the magnitude as a volume of its own."
         )
     return from_sitk(_chosen_volume(image, volume, path), _plain_name(path))
+
+
+def file_and_volume(path: str | Path) -> tuple[str | Path, int | None]:
+    """ "a.nii.gz@3" to ("a.nii.gz", 3); a file of exactly that name comes first."""
+    found = re.fullmatch(r"(.+)@(\d+)", str(path))
+    if found is None or Path(path).exists():
+        return path, None
+    return found[1], int(found[2])
 
 
 def list_volumes(path: str | Path) -> list[str]:
@@ -120,7 +133,6 @@ def read_dicom_series(folder: str | Path, series_uid: str | None = None) -> Imag
         ColorImageError: RGB slices.
         GeometryError: slices that are not evenly spaced, not parallel, or shifted (gantry tilt).
     """
-    import SimpleITK as sitk
 
     series = list_dicom_series(folder)
     if series_uid is not None:
@@ -134,13 +146,49 @@ def read_dicom_series(folder: str | Path, series_uid: str | None = None) -> Imag
         raise MultiVolumeError(
             f"'{folder}' holds {len(series)} DICOM series: {names}.", "Choose one of them."
         )
-    _check_slice_positions(series[0])
+    image = _stacked(series[0].files, Path(folder))
+    return from_sitk(image, series[0].description)
+
+
+def read_dicom_slices(files: Sequence[str | Path]) -> tuple[Image, list[int]]:
+    """Read DICOM slices as one volume, whatever series they say that they belong to.
+
+    Returns:
+        The volume, and for each of its slices k which of `files` it is.
+
+    Raises:
+        UnreadableImageError, ColorImageError, GeometryError: as `read_dicom_series`.
+    """
+    import SimpleITK as sitk
+
+    if not files:
+        raise UnreadableImageError("There is no DICOM slice.", "Check the folder.")
+    heights = []
+    for file in files:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise _read_error(Path(file), error) from error
+        normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
+        heights.append(float(np.array(reader.GetOrigin()) @ normal))
+    order = [int(n) for n in np.argsort(heights, kind="stable")]
+    image = _stacked([str(files[n]) for n in order], Path(files[0]).parent)
+    return from_sitk(image), order
+
+
+def _stacked(files: Sequence[str], folder: Path) -> sitk.Image:
+    """DICOM slices in the order of their positions as one 3-D image."""
+    import SimpleITK as sitk
+
+    _check_slice_positions(files)
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(series[0].files)
-    image = _executed(reader, Path(folder))
+    reader.SetFileNames(files)
+    image = _executed(reader, folder)
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise ColorImageError(f"The DICOM series in '{folder}' is RGB.", "Gray-scale is needed.")
-    return from_sitk(_chosen_volume(image, None, Path(folder)), series[0].description)
+    return _chosen_volume(image, None, folder)
 
 
 def write_image(image: Image, path: str | Path) -> None:
@@ -279,12 +327,12 @@ def _chosen_volume(image: sitk.Image, volume: int | None, path: Path) -> sitk.Im
     return sitk.Extract(image, [*image.GetSize()[:3], 0], [0, 0, 0, volume or 0])
 
 
-def _check_slice_positions(series: DicomSeries) -> None:
+def _check_slice_positions(files: Sequence[str]) -> None:
     """ITK stacks slices evenly and upright whatever their positions say: all would be shifted."""
     import SimpleITK as sitk
 
     origins, directions = [], []
-    for file in series.files:
+    for file in files:
         reader = sitk.ImageFileReader()
         reader.SetFileName(file)
         try:
