@@ -14,6 +14,7 @@ from .Observing import Observers, onSceneClose
 from .ResultToScene import ResultNodes
 from .Running import PYTHON_SETTING, endWorker, warmWorker
 from .Segmenting import Segmentation
+from .SegmentingFrames import SegmentationSeries, startSegmentation
 from .Translation import _
 
 LAYOUT_MS = 30
@@ -26,7 +27,7 @@ class Job:
     Attributes:
         model: folder of the model.
         inputNodes: {input key: volume node}, of the inputs that are given.
-        frames: {input key: frame of a 4-D input, from 0}.
+        frames: {input key: frame of a 4-D input, from 0, or `ALL_FRAMES`}.
         region: the box to work in, None for everywhere.
         needMb: the model's estimate of memory.
     """
@@ -93,7 +94,7 @@ class RunPart:
         self._deviceChanged = deviceChanged
         self._job: Job | None = None
         self._reason = ""
-        self._run: Segmentation | None = None
+        self._run: Segmentation | SegmentationSeries | None = None
         self._whyEnded = ""
         self._asked = self._closed = False
         self._devices: list[dict] = []
@@ -249,7 +250,7 @@ class RunPart:
             "uncertainty": self._ui.uncertaintyCheckBox.checked,
         }
         try:
-            self._run = Segmentation(
+            self._run = startSegmentation(
                 warmWorker(self._python()), self._scene, job.model, dict(job.inputNodes), options,
                 self._progressed, self._ended, frames=job.frames, region=job.region,
             )  # fmt: skip
@@ -281,7 +282,7 @@ class RunPart:
         if not self._closed and self._run is not None:
             self._showProgress(stage, done, total, left)
 
-    def _ended(self, run: Segmentation) -> None:
+    def _ended(self, run: Segmentation | SegmentationSeries) -> None:
         if self._closed:
             return
         self._run = None
@@ -316,6 +317,8 @@ class RunPart:
         percent = int(100 * done / total) if total else 0
         self._ui.progressBar.value = min(max(percent, 0), 100)
         text = _stageTitle(stage)
+        if self._run is not None and self._run.where:
+            text = f"{self._run.where}: {text}"
         if left is not None:
             text += ", " + timeLeft(left)
         self._ui.progressLabel.text = text

@@ -96,6 +96,18 @@ def fillVolumeNode(node, image: Image) -> None:
     node.SetAndObserveImageData(data)
 
 
+def removeWithParts(node) -> None:
+    """Take a node out of its scene, and what shows and stores it, which a scene would keep."""
+    scene = node.GetScene()
+    if node.IsA("vtkMRMLDisplayableNode"):
+        for n in reversed(range(node.GetNumberOfDisplayNodes())):
+            scene.RemoveNode(node.GetNthDisplayNode(n))
+    if node.IsA("vtkMRMLStorableNode"):
+        for n in reversed(range(node.GetNumberOfStorageNodes())):
+            scene.RemoveNode(node.GetNthStorageNode(n))
+    scene.RemoveNode(node)
+
+
 def orientedImage(image: Image):
     """The Image as segments hold it."""
     data = slicer.vtkOrientedImageData()

@@ -33,11 +33,13 @@ class Segmentation:
         finished: called once with this object.
         frames: {input key: frame of a 4-D input, from 0}; the shown one where none is given.
         region: the box to work in; everywhere when None.
+        title: of the result; the model's when empty.
 
     Attributes:
         nodes: of the result, None before it is there and when there was an error.
         error: what went wrong.
         request: of the worker.
+        where: which part of a series it is, for the user; empty here.
 
     Raises:
         MedSegError: what can be told before anything runs, with a sentence for the user.
@@ -54,7 +56,9 @@ class Segmentation:
         finished: Callable[["Segmentation"], None] | None = None,
         frames: Mapping[str, int] | None = None,
         region: Region | None = None,
+        title: str = "",
     ) -> None:
+        self.where = ""
         self.nodes: ResultNodes | None = None
         self.error: Exception | None = None
         self._worker, self._scene, self._finished = worker, scene, finished
@@ -68,7 +72,7 @@ class Segmentation:
         images = {
             key: imageOfFrame(node, (frames or {}).get(key)) for key, node in inputNodes.items()
         }
-        self._title = description.title
+        self._title = title or description.title
         self._inputs = {key: node for key, node in inputNodes.items() if node is not None}
         self._reference: Any = inputNodes[description.reference]
         self._referenceName = self._reference.GetName()

@@ -218,6 +218,46 @@ def test_region_and_uncertainty_reach_the_run(host, panel, addSample):
     assert any("ncertainty" in n.GetName() or "ntropy" in n.GetName() for n in run["attention"])
 
 
+def test_all_frames_are_segmented_one_after_the_other_and_play_with_the_images(
+    host, panel, ms_visits, make_sequence, tmp_path
+):
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Visits")
+    proxies = {
+        key: make_sequence(host.core, browser, key.upper(), [visit[key] for visit in ms_visits])
+        for key in ("flair", "t1")
+    }
+    ui = ready(host, panel)
+    inputs = panel.inputsPart
+    assert inputs.inputNodes() == proxies
+    slicer.util.setSliceViewerLayers(background=proxies["flair"], fit=True)
+    for key in proxies:
+        host.choose(inputs._rows[key].frameBox, "All 2 frames")
+    host.waitUntil(lambda: inputs.findings is not None)
+    texts = [finding.text for finding in inputs.findings]
+    assert "FLAIR MR: all 2 frames of 'FLAIR' are segmented, one after the other." in texts
+    stages = watch(panel)
+    host.click(ui.segmentButton)
+    host.waitUntil(lambda: any("Frame 2 of 2: " in text for _stage, text in stages), 60)
+    host.screenshot(tmp_path / "frame2.png")
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+    first, second = findRuns(slicer.mrmlScene)
+    assert panel.resultsPart.run == second
+    assert browser.GetSelectedItemNumber() == 1
+    browser.SetSelectedItemNumber(0)
+    segmentations = [
+        findRuns(slicer.mrmlScene)[run]["segmentation"][0].GetDisplayNode()
+        for run in (first, second)
+    ]
+    assert [display.GetVisibility() for display in segmentations] == [1, 0]
+    host.screenshot(tmp_path / "frames.png")
+    # Another frame is chosen among the results: images and segmentation go there.
+    host.choose(panel.resultsPart.ui.runSelector, first)
+    host.choose(panel.resultsPart.ui.runSelector, second)
+    assert browser.GetSelectedItemNumber() == 1
+    assert [display.GetVisibility() for display in segmentations] == [0, 1]
+
+
 def test_a_device_that_a_scene_brings_but_the_machine_lacks_is_not_used(host, panel, addSample):
     addSample(SMALL)
     panel.runPart.setDevice("cuda:7")
