@@ -1,5 +1,6 @@
 """What the index of extensions asks for agrees with what is in the project."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -67,3 +68,30 @@ def test_the_pictures_are_small_and_the_readme_shows_all_of_them():
     sizes = [path.stat().st_size for path in PICTURES]
     assert max(sizes) < 300_000
     assert sum(sizes) < 2_000_000
+
+
+def shownTexts():
+    """The texts of the code; of formatted ones the parts between the values."""
+    texts: list[str] = []
+    for folder in ("SlicerMedSeg", "MedSegCore/medsegcore"):
+        for path in (PROJECT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    texts.append(node.value)
+    return texts
+
+
+def test_the_common_problems_are_told_in_the_words_of_the_code():
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("## Common problems")[1].split("\n## ")[0]
+    messages = re.findall(r"^\| (?!message|-)(.+?) \|", table, re.MULTILINE)
+    assert len(messages) > 20
+    texts, unknown = shownTexts(), []
+    for message in messages:
+        # What pip says is not ours.
+        words = message.split(": '...")[0]
+        for part in re.split(r"\.{3}| / ", words):
+            told = part.strip("'. :")
+            if told and not any(told in text for text in texts):
+                unknown.append(told)
+    assert unknown == []
