@@ -65,6 +65,7 @@ class SlicerMedSegParameterNode:
         device: "auto", or what the worker calls it.
         careful: full precision, averaged over mirrorings.
         uncertainty: also give uncertainty maps.
+        dropout: one of them by dropout.
         region: the box to work in.
     """
 
@@ -72,6 +73,7 @@ class SlicerMedSegParameterNode:
     device: str = "auto"
     careful: bool = False
     uncertainty: bool = False
+    dropout: bool = False
     region: vtkMRMLMarkupsROINode
 
 

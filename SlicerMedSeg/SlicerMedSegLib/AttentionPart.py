@@ -145,7 +145,8 @@ class AttentionPart:
         if chosen.kind == "slice":
             self.view = SliceAttentionView(self.scene, chosen.node)
             node = self.view.sliceNodeFor(self.scene, self.view.axis)
-            self.view.on(node, imageFromVolumeNode(self._anyVolume()).grid, self._drawHeatMap)
+            grid = imageFromVolumeNode(self._anyVolume(), copy=False).grid
+            self.view.on(node, grid, self._drawHeatMap)
             return self.view.weights
         if chosen.kind == "correlation":
             stores = findRuns(self.scene).get(self.run or "", {}).get("correlation", [])

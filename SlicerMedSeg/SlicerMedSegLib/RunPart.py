@@ -18,6 +18,7 @@ from .SegmentingFrames import SegmentationSeries, startSegmentation
 from .Translation import _
 
 LAYOUT_MS = 30
+DROPOUT_PASSES = 8
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class RunPart:
             (ui.refreshDevicesButton, "clicked()", self.findDevices),
             (ui.deviceBox, "currentIndexChanged(int)", self._deviceChosen),
             (ui.pythonEdit, "editingFinished()", self._pythonChanged),
+            (ui.testConnectionButton, "clicked()", self._testConnection),
         ]
         for widget, signal, slot in self._connections:
             widget.connect(signal, slot)
@@ -229,11 +231,39 @@ class RunPart:
         if self._python() == slicer.util.settingsValue(PYTHON_SETTING, ""):
             return
         qt.QSettings().setValue(PYTHON_SETTING, self._python())
+        self._sayConnection("")
         self._devices = []
         self._fillDevices()
         if not self.busy:
             self._say("")
             self.findDevices()
+
+    def _testConnection(self) -> None:
+        if self._closed or self.busy:
+            return
+        self._sayConnection(_("Connecting..."))
+        worker = warmWorker(self._python())
+
+        def answered(request) -> None:
+            if self._closed:
+                return
+            self._devicesFound(request)
+            if request.error is not None:
+                self._sayConnection(str(request.error))
+                return
+            device = (self._computingDevice() or self._devices[0])["title"]
+            version = request.result["version"]
+            text = _("It works: MedSeg {version} there computes on {device}.")
+            if not worker.client.info["shared"]:
+                text += " " + _("It shares no folder with this computer: images are sent to it.")
+            self._sayConnection(text.format(version=version, device=device))
+
+        worker.hello(answered)
+
+    def _sayConnection(self, text: str) -> None:
+        label = self._ui.connectionLabel
+        label.text = text
+        label.visible = bool(text)
 
     # The run.
 
@@ -248,11 +278,12 @@ class RunPart:
             "device": self._device(),
             "mode": "careful" if self._ui.carefulCheckBox.checked else "fast",
             "uncertainty": self._ui.uncertaintyCheckBox.checked,
+            "dropout": DROPOUT_PASSES if self._ui.dropoutCheckBox.checked else 0,
         }
         try:
             self._run = startSegmentation(
                 warmWorker(self._python()), self._scene, job.model, dict(job.inputNodes), options,
-                self._progressed, self._ended, frames=job.frames, region=job.region,
+                self._progressed, self._ended, frames=job.frames, region=job.region, live=True,
             )  # fmt: skip
         except Exception as error:
             self._run = None
@@ -311,6 +342,7 @@ class RunPart:
         ui.cancelButton.enabled = state.busy
         ui.refreshDevicesButton.enabled = not state.busy
         ui.pythonEdit.enabled = not state.busy
+        ui.testConnectionButton.enabled = not state.busy
         self._showMemory()
 
     def _showProgress(self, stage: str, done: float, total: float, left: float | None) -> None:
@@ -377,6 +409,7 @@ def _stageTitle(stage: str) -> str:
         "segment": _("Segmenting"),
         "restore": _("Bringing the answer onto the image's grid"),
         "measure": _("Measuring lesions"),
+        "show": _("Bringing the result into the scene"),
     }
     return titles.get(stage, stage)
 

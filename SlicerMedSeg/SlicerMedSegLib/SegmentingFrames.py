@@ -37,12 +37,14 @@ class SegmentationSeries:
         finished: Callable[["SegmentationSeries"], None] | None,
         frames: Mapping[str, int],
         region: Region | None = None,
+        live: bool = False,
     ) -> None:
         self.nodes: ResultNodes | None = None
         self.error: Exception | None = None
         self.where = ""
         self._common = (worker, scene, model, inputNodes, options)
         self._progress, self._finished, self._region = progress, finished, region
+        self._live = live
         description = ModelStore().find(model).description
         self._sets = frameSets(inputNodes, frames)
         series = [key for key, frame in frames.items() if frame == ALL_FRAMES]
@@ -68,6 +70,7 @@ class SegmentationSeries:
         return Segmentation(
             *self._common, self._progressed, self._frameEnded, frames=self._sets[self._done],
             region=self._region, title=f"{self._title}, {self._labels[self._done]}",
+            live=self._live,
         )  # fmt: skip
 
     def _progressed(self, stage: str, done: float, total: float, left: float | None) -> None:
@@ -99,7 +102,7 @@ class SegmentationSeries:
 
 def startSegmentation(
     worker: WarmWorker, scene, model: str, inputNodes: dict, options, progress, finished,
-    frames: Mapping[str, int], region: Region | None = None,
+    frames: Mapping[str, int], region: Region | None = None, live: bool = False,
 ) -> Segmentation | SegmentationSeries:  # fmt: skip
     """A run, or a series of them when an input goes through all its frames.
 
@@ -108,5 +111,6 @@ def startSegmentation(
     """
     kind = SegmentationSeries if ALL_FRAMES in frames.values() else Segmentation
     return kind(
-        worker, scene, model, inputNodes, options, progress, finished, frames=frames, region=region
-    )
+        worker, scene, model, inputNodes, options, progress, finished, frames=frames,
+        region=region, live=live,
+    )  # fmt: skip
