@@ -23,7 +23,12 @@ RUN_SECONDS = 120
 
 
 def gettingReady(hand) -> None:
-    """A model is found and read about; the panel says what else it needs."""
+    """The card says that all is ready; a model is found, and the panel says what else it needs."""
+    hand.waitUntil(lambda: hand.text("readyLabel").startswith("Ready"), RUN_SECONDS)
+    hand.click("detailsButton")
+    assert "Python" in hand.text("detailsLabel"), hand.text("detailsLabel")
+    hand.click("detailsButton")
+    assert not hand.widget("detailsLabel").visible
     hand.type("searchEdit", "no such model")
     assert "No model fits the search" in hand.text("modelMessageLabel")
     hand.type("searchEdit", "sclerosis")
@@ -53,6 +58,7 @@ def inputs(hand) -> None:
     assert _chosen(hand) == {"t1": "T1", "flair": "FLAIR"}
     hand.click("autoMatchButton")
     hand.waitUntil(lambda: _chosen(hand) == INPUTS)
+    _registerAndTakeBack(hand)
 
 
 def running(hand) -> None:
@@ -98,11 +104,14 @@ def aRadiologistsTenMinutes(hand) -> None:
     _workOnTheTable(hand)
     _overlayOnAndOff(hand)
     _sliceHeatMap(hand)
+    totals = hand.text("totalsLabel")
     hand.drag(SLIDER, 0.2)
-    hand.wait(300)
     kept = hand.widget(SLIDER).value
+    hand.waitUntil(lambda: hand.text("totalsLabel") != totals)
+    totals = hand.text("totalsLabel")
     _correctTheSegment()
     hand.waitUntil(lambda: "Edited by hand" in hand.text(f"reasonLabel_{LABEL}"))
+    hand.waitUntil(lambda: hand.text("totalsLabel") != totals)
     totals = hand.text("totalsLabel")
     with tempfile.TemporaryDirectory(prefix="medseg-scenario-") as folder:
         path = str(Path(folder) / "reading.mrb")
@@ -141,6 +150,22 @@ def _loadPart(hand) -> None:
     slicer.util.setSliceViewerLayers(background=nodes["flair"], fit=True)
     hand.waitUntil(lambda: _chosen(hand) == INPUTS)
     hand.waitUntil(lambda: hand.widget("segmentButton").enabled)
+
+
+def _registerAndTakeBack(hand) -> None:
+    hand.unfold("registrationSection")
+    hand.choose("registrationInputBox", "T2-weighted MR: T2")
+    before = _foregrounds()
+    hand.click("blendButton")
+    assert all(_foregrounds()), _foregrounds()
+    hand.click("blendButton")
+    assert _foregrounds() == before
+    hand.click("registerButton")
+    hand.waitUntil(lambda: hand.widget("removeRegistrationButton").enabled, RUN_SECONDS)
+    assert hand.text("registrationMessageLabel")
+    hand.click("removeRegistrationButton")
+    hand.waitUntil(lambda: _chosen(hand) == INPUTS)
+    hand.click("registrationSection")
 
 
 def _chosen(hand) -> dict:
@@ -184,38 +209,56 @@ def _voxels() -> int:
 
 def _dragAndUndo(hand) -> None:
     hand.unfold("resultsSection")
+    totals = _settledTotals(hand)
     before, default = _voxels(), hand.widget(SLIDER).value
     hand.drag(SLIDER, default + 0.4)
-    hand.wait(300)
     assert abs(hand.widget(SLIDER).value - default - 0.4) < 0.05
-    assert _voxels() < before
+    hand.waitUntil(lambda: _voxels() < before and hand.widget("undoButton").enabled)
     hand.click("undoButton")
-    assert (_voxels(), hand.widget(SLIDER).value) == (before, default)
+    hand.waitUntil(lambda: (_voxels(), hand.widget(SLIDER).value) == (before, default))
+    hand.waitUntil(lambda: hand.text("totalsLabel") == totals)
+
+
+def _settledTotals(hand) -> str:
+    """What is said under the table, once every lesion that it counts is listed."""
+
+    def settled() -> bool:
+        words = hand.text("totalsLabel").split()
+        return len(words) > 2 and words[2] == str(hand.widget("lesionTable").rowCount)
+
+    hand.waitUntil(settled)
+    return hand.text("totalsLabel")
+
+
+def _volumes(hand) -> list[float]:
+    return [float(text) for text in hand.cells("lesionTable", VOLUME)]
 
 
 def _workOnTheTable(hand) -> None:
     hand.unfold("resultsSection")
-    volumes = [float(v) for v in hand.cells("lesionTable", VOLUME)]
-    assert len(volumes) > 1, f"{len(volumes)} lesions"
-    assert volumes == sorted(volumes, reverse=True)
+    totals = _settledTotals(hand)
+    volumes = sorted(_volumes(hand))
+    assert len(volumes) > 1, totals
+    hand.waitUntil(lambda: _volumes(hand) == volumes[::-1])
     hand.clickTitle("lesionTable", VOLUME)
-    assert [float(v) for v in hand.cells("lesionTable", VOLUME)] == sorted(volumes)
+    hand.waitUntil(lambda: _volumes(hand) == volumes)
     hand.clickTitle("lesionTable", VOLUME)
-    hand.type("minVolumeSpinBox", f"{(volumes[0] + volumes[1]) / 2:.2f}")
-    assert len(hand.cells("lesionTable", VOLUME)) == 1
+    hand.waitUntil(lambda: _volumes(hand) == volumes[::-1])
+    hand.type("minVolumeSpinBox", f"{(volumes[-1] + volumes[-2]) / 2:.2f}")
+    hand.waitUntil(lambda: _volumes(hand) == volumes[-1:])
     hand.type("minVolumeSpinBox", "0")
+    hand.waitUntil(lambda: _volumes(hand) == volumes[::-1])
     hand.clickCell("lesionTable", 0, VOLUME)
     center = [float(hand.cells("lesionTable", f"{axis} [mm]")[0]) for axis in "RAS"]
     for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
         matrix = node.GetSliceToRAS()
         place = [matrix.GetElement(n, 3) for n in range(3)]
         assert max(abs(a - b) for a, b in zip(place, center, strict=True)) < 0.1
-    voxels, totals = _voxels(), hand.text("totalsLabel")
+    voxels = _voxels()
     hand.clickCell("lesionTable", 0, "Keep")
-    hand.waitUntil(lambda: hand.text("totalsLabel") != totals)
-    assert _voxels() < voxels
+    hand.waitUntil(lambda: hand.text("totalsLabel") != totals and _voxels() < voxels)
     hand.click("undoButton")
-    assert (_voxels(), hand.text("totalsLabel")) == (voxels, totals)
+    hand.waitUntil(lambda: (_voxels(), hand.text("totalsLabel")) == (voxels, totals))
 
 
 def _foregrounds() -> list:

@@ -10,7 +10,7 @@ from medsegcore.errors import MedSegError
 from .LiveThreshold import LiveThreshold
 from .Translation import _
 
-# A drag that rests this long, or ends where it began, is a finished step of undo.
+# Changes that rest this long, or a drag that ends where it began, are a finished step of undo.
 REST_MS = 1000
 
 
@@ -32,7 +32,7 @@ class ThresholdSliders:
         self._rest = qt.QTimer()
         self._rest.setSingleShot(True)
         self._rest.setInterval(REST_MS)
-        self._rest.connect("timeout()", self.finish)
+        self._rest.connect("timeout()", self._rested)
         self._rows: dict[str, _Row] = {}
         for label in live.labels:
             row = self._rows[label] = _Row(frame, label, live)
@@ -64,7 +64,7 @@ class ThresholdSliders:
     def close(self) -> None:
         """Take the rows out of the panel; harmless when repeated."""
         self._rest.stop()
-        self._rest.disconnect("timeout()", self.finish)
+        self._rest.disconnect("timeout()", self._rested)
         rows, self._rows = self._rows, {}
         for row in rows.values():
             row.widget.hide()
@@ -87,6 +87,13 @@ class ThresholdSliders:
             self._failed(error)
             self.refresh()
         self._rest.start()
+
+    def _rested(self) -> None:
+        if any(row.held for row in self._rows.values()):
+            # Thinking with the handle in hand: still the same drag.
+            self._rest.start()
+        else:
+            self.finish()
 
     def _settle(self, label: str, value: float) -> None:
         self._move(label, value)
@@ -128,6 +135,11 @@ class _Row:
         grid.setColumnStretch(2, 1)
         grid.addWidget(self.reason, 1, 1, 1, 3)
         frame.layout().addWidget(self.widget)
+
+    @property
+    def held(self) -> bool:
+        """Whether the user has the handle in hand."""
+        return bool(self.slider.findChild("QSlider").sliderDown)
 
     def show(self, threshold: float, edited: bool, default: float | None) -> None:
         blocked = self.slider.blockSignals(True)
