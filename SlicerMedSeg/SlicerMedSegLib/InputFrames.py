@@ -99,12 +99,13 @@ def frameCount(node) -> int:
     return len(frames.labels) if frames is not None else 1
 
 
-def imageOfFrame(node, frame: int | None = None) -> Image:
+def imageOfFrame(node, frame: int | None = None, copy: bool = True) -> Image:
     """A node's volume, or one of its frames, as an Image in the world's RAS.
 
     Args:
         node: as for `framesOf`.
         frame: from 0; None takes the one that the scene shows.
+        copy: as `imageFromVolumeNode`.
 
     Raises:
         InputError: as `imageFromVolumeNode`; SettingError when there is no such frame.
@@ -113,21 +114,21 @@ def imageOfFrame(node, frame: int | None = None) -> Image:
     if frames is None:
         if frame not in (None, 0):
             raise _noFrame(node, frame, 1)
-        return imageFromVolumeNode(node)
+        return imageFromVolumeNode(node, copy)
     frame = frames.selected if frame is None else frame
     if not 0 <= frame < len(frames.labels):
         raise _noFrame(node, frame, len(frames.labels))
     if frames.sequence is None:
         return _component(node, frame)
     if node is not frames.sequence and frame == frames.selected:
-        return imageFromVolumeNode(node)
+        return imageFromVolumeNode(node, copy)
     data = frames.sequence.GetNthDataNode(frame)
     if data is None or not data.IsA("vtkMRMLVolumeNode"):
         raise EmptyImageError(
             _("The sequence '{name}' holds no volumes.").format(name=frames.sequence.GetName()),
             _("Choose a volume."),
         )
-    image = imageFromVolumeNode(data)
+    image = imageFromVolumeNode(data, copy)
     if node is frames.sequence:
         return image
     # The frames lie in the sequence; the transform is the proxy's.

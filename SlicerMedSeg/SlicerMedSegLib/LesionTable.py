@@ -371,7 +371,7 @@ def _stampOf(node) -> tuple:
 
 
 def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> float:
-    """Mean of an image where `mask` [k, j, i] on `grid` is True; beyond the image it counts as 0."""
+    """Mean of an image where `mask` [k, j, i] on `grid` is True; 0 counts beyond the image."""
     # The part around the grid, and what smoothing for coarser voxels reaches.
     reach = np.ceil(2 * max(grid.spacing) / np.array(image.spacing)) + 2
     corners = np.column_stack([grid.corners(), np.ones(8)]) @ np.linalg.inv(image.affine).T

@@ -15,8 +15,8 @@ from medsegcore.inference.result import lesion_columns, lesion_row, terminology_
 
 from .Colors import CLEAR_BELOW, labelColorNode, labelColors, overlayColorNode
 from .CorrelationStore import correlationSteps
-from .NodeNames import AXIS, CHECKSUM, INPUTS, KEY, KIND, ROLE, RUN, TITLE
 from .Lattice import boundingBox
+from .NodeNames import AXIS, CHECKSUM, INPUTS, KEY, KIND, ROLE, RUN, TITLE
 from .SceneConversion import localAffine, orientedImage, parentToWorld
 from .SegmentRule import maskChecksum
 from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM

@@ -93,6 +93,9 @@ class RunSegments:
         onSceneClose(self._observers, scene, self.close)
         yield
         self._sync()
+        yield
+        # So that the first move of a slider need not.
+        self._rebuild()
 
     def close(self) -> None:
         """Let go of the scene; harmless when repeated."""

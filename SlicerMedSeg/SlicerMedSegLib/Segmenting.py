@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from medsegcore.errors import CancelledError, MissingInputError
 from medsegcore.imaging import Region
 from medsegcore.inference import Result
@@ -15,7 +17,7 @@ from medsegcore.worker.protocol import RunOptions
 from .InputFrames import imageOfFrame
 from .ResultToScene import ResultNodes, rememberInputs, resultSteps
 from .Running import WarmWorker, warmWorker
-from .Steps import EventLoopSteps, Steps, runToEnd
+from .Steps import EventLoopSteps, Steps, copyInSteps, runToEnd
 from .Translation import _
 
 
@@ -104,8 +106,10 @@ class Segmentation:
         images = {}
         for key, node in nodes.items():
             self._checkPresent(node)
-            images[key] = imageOfFrame(node, frames.get(key))
-            yield
+            image = imageOfFrame(node, frames.get(key), copy=False)
+            array = np.empty_like(image.array)
+            yield from copyInSteps(array, image.array)
+            images[key] = image.with_array(array)
         send(images)
 
     def _received(self, request: Request) -> None:

@@ -1,5 +1,6 @@
 """Work in short steps, so that the interface stays live: generators that yield between them."""
 
+import inspect
 import time
 from collections.abc import Callable, Generator
 from typing import TypeVar
@@ -48,7 +49,7 @@ class EventLoopSteps:
         self._stopped = True
         self._timer.stop()
         # A step may have caused events that made somebody stop it.
-        if not self._steps.gi_running:
+        if inspect.getgeneratorstate(self._steps) != inspect.GEN_RUNNING:
             self._steps.close()
 
     def _go(self) -> None:

@@ -113,9 +113,7 @@ def test_dropout_is_the_deviation_of_its_passes_and_the_same_in_each_run(shipped
     assert torch.rand(1) == expected
     found = uncertainty(first, "uncertainty_dropout")
     assert np.array_equal(first.labelmap, plain.labelmap)
-    again = uncertainty(
-        predictor.predict(small, attention=False, dropout=4), "uncertainty_dropout"
-    )
+    again = uncertainty(predictor.predict(small, attention=False, dropout=4), "uncertainty_dropout")
     assert np.array_equal(found.values, again.values)
     prepared = prepare(predictor.description, small)
     multiple = predictor.description.grid.multiple

@@ -340,7 +340,7 @@ def test_a_disk_that_is_full_is_a_sentence_and_leaves_the_scene_alone(host, pane
     before = slicer.mrmlScene.GetNumberOfNodes()
     host.click(ui.advancedBox)
     # Its files may have 100 KB, which no map of this crop fits into.
-    limit = "ulimit -f 200; exec \"$@\""
+    limit = 'ulimit -f 200; exec "$@"'
     host.type(ui.pythonEdit, f"sh -c '{limit}' sh {sys.executable} -m medsegcore.worker")
     host.waitUntil(lambda: ui.deviceBox.count > 1, 60)
     host.click(ui.segmentButton)
