@@ -154,6 +154,7 @@ def _loadPart(hand) -> None:
 
 def _registerAndTakeBack(hand) -> None:
     hand.unfold("registrationSection")
+    hand.waitUntil(lambda: hand.widget("registrationInputBox").enabled)
     hand.choose("registrationInputBox", "T2-weighted MR: T2")
     before = _foregrounds()
     hand.click("blendButton")

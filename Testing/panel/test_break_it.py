@@ -86,7 +86,18 @@ def ended(hand):
 def run(hand):
     hand.click("segmentButton")
     assert ended(hand) == "Done."
+    filled(hand)
     return findRuns(slicer.mrmlScene)
+
+
+def filled(hand):
+    """The lesions are measured and listed."""
+
+    def settled():
+        words = hand.text("totalsLabel").split()
+        return len(words) > 2 and words[2] == str(hand.widget("lesionTable").rowCount)
+
+    hand.waitUntil(settled)
 
 
 def segmentation():
@@ -126,8 +137,8 @@ def test_an_optional_input_deleted_while_it_runs_does_no_harm(hand, ready):
     segmenting(hand)
     slicer.mrmlScene.RemoveNode(nodes["t2"])
     assert ended(hand) == "Done."
-    inputs = hand.cells("lesionTable", "Mean FLAIR")
-    assert inputs
+    filled(hand)
+    assert hand.cells("lesionTable", "Mean FLAIR")
     hand.waitUntil(lambda: hand.widget("segmentButton").enabled)
     assert hand.widget("t2Selector").currentNode() is None
 
@@ -155,10 +166,10 @@ def test_nodes_and_segments_renamed_while_it_runs_keep_their_meaning(hand, ready
     assert len(findRuns(slicer.mrmlScene)) == 2
     # The renamed segment of the first run is still the one that follows its threshold.
     hand.choose("runSelector", next(iter(findRuns(slicer.mrmlScene))))
+    filled(hand)
     before = hand.text("totalsLabel")
     hand.drag(SLIDER, 0.6)
-    hand.wait(300)
-    assert hand.text("totalsLabel") != before
+    hand.waitUntil(lambda: hand.text("totalsLabel") != before)
     assert next(iter(findRuns(slicer.mrmlScene).values()))["segmentation"][0].GetSegmentation(
     ).GetNthSegment(0).GetName() == "plaque"  # fmt: skip
 
@@ -210,14 +221,16 @@ def test_undo_in_the_middle_of_a_drag_takes_the_whole_drag_back(host, hand, qt, 
         slider.valueIsChanging.emit(value)
         hand.wait(20)
     host.key(hand.widget("lesionTable"), qt.Qt.Key_Z, qt.Qt.ControlModifier)
-    assert (voxels(), slider.value) == (before, default)
+    hand.waitUntil(lambda: (voxels(), slider.value) == (before, default))
     hand.wait(1200)
     assert (voxels(), slider.value) == (before, default)
+    hand.waitUntil(lambda: hand.widget("redoButton").enabled)
     hand.click("redoButton")
-    assert voxels() < before
+    hand.waitUntil(lambda: voxels() < before)
+    hand.waitUntil(lambda: hand.widget("undoButton").enabled)
     hand.click("undoButton")
     host.key(hand.widget("lesionTable"), qt.Qt.Key_Z, qt.Qt.ControlModifier)
-    assert voxels() == before
+    hand.waitUntil(lambda: voxels() == before)
 
 
 # 7
@@ -257,6 +270,7 @@ def test_a_saved_scene_shows_its_results_in_a_fresh_application(
     run(hand)
     hand.drag(SLIDER, 0.3)
     hand.wait(300)
+    filled(hand)
     totals, threshold = hand.text("totalsLabel"), hand.widget(SLIDER).value
     hand.unfold("attentionSection")
     hand.click("showButton")
@@ -399,8 +413,8 @@ def test_another_module_gets_the_views_back_and_no_timer_goes_on(host, hand, rea
     assert not hand.panel.inputsPart._timer.active
     assert not hand.panel.resultsPart._timer.active
     slicer.util.selectModule("SlicerMedSeg")
-    host.wait(300)
     assert hand.panel.resultsPart.run is not None
+    filled(hand)
     assert hand.widget("lesionTable").rowCount > 0
 
 
@@ -408,10 +422,10 @@ def test_a_panel_that_was_cleaned_up_hears_nothing_and_holds_no_process(host, ha
     ready(SMALL)
     run(hand)
     assert children()
-    nothing = held()
+    observed = held()
     hand.panel.cleanup()
     assert children() == set()
-    assert held() == 0 < nothing
+    assert held() == 0 < observed
     assert hand.panel.Observations == []
     slicer.mrmlScene.Clear()
     host.wait(300)
