@@ -144,6 +144,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(scene, scene.EndCloseEvent, self._sceneChanged)
         self.addObserver(scene, scene.EndImportEvent, self._sceneChanged)
         self.initializeParameterNode()
+        self._showNewestRun()
 
     def _load(self, name: str, layout):
         widget = slicer.util.loadUI(self.resourcePath(f"UI/{name}.ui"))
