@@ -103,6 +103,8 @@ class Tutorial:
     def results(self) -> None:
         hand = self.hand
         self.show("resultsSection")
+        hand.waitUntil(lambda: hand.widget("minVolumeSpinBox").enabled, RUN_SECONDS)
+        hand.waitUntil(lambda: hand.widget("lesionTable").rowCount > 2, RUN_SECONDS)
         hand.type("minVolumeSpinBox", "0.05")
         hand.clickCell("lesionTable", 2, "Volume [ml]")
         self.picture("4-results")
@@ -123,8 +125,9 @@ class Tutorial:
     def correction(self) -> None:
         hand = self.hand
         self.show("resultsSection")
+        totals = hand.text("totalsLabel")
         hand.clickCell("lesionTable", 0, "Keep")
-        hand.wait(400)
+        hand.waitUntil(lambda: hand.text("totalsLabel") != totals, RUN_SECONDS)
         self.picture("7-correction")
 
     def show(self, *open_: str) -> None:
