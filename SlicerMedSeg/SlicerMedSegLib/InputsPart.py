@@ -142,8 +142,9 @@ class InputsPart:
             key: row for key, row in self._given().items()
             if row.node.IsA("vtkMRMLVolumeNode") and framesOf(row.node) is None
         }  # fmt: skip
-        reference = self._description.reference if self._description is not None else ""
-        row = given.pop(reference, None)
+        # Where one of the inputs is given, there is nothing to register it to.
+        reference = self._description.reference if self._description is not None else None
+        row = given.pop(reference, None) if reference is not None else None
         others = {key: (row.spec.title, row.node) for key, row in given.items()}
         return (row.node if row is not None else None), others
 
@@ -184,9 +185,11 @@ class InputsPart:
     def _makeRow(self, number: int, spec: InputSpec) -> _Row:
         assert self._description is not None
         grid = self._ui.rowsWidget.layout()
-        needed = spec.required or self._description.missing_input == "refuse"
-        isReference = spec.key == self._description.reference
-        text = spec.title if needed else _("{title} (optional)").format(title=spec.title)
+        needed, oneOf = self._description.needs(spec), self._description.one_of
+        isReference = self._description.reference in (spec.key, None)
+        text = _("{title} (optional)")
+        text = "{title}" if needed else _("{title} (one of these)") if oneOf else text
+        text = text.format(title=spec.title)
         title = qt.QLabel(text + ":")
         selector = slicer.qMRMLNodeComboBox()
         selector.objectName = f"{spec.key}Selector"
@@ -258,6 +261,11 @@ class InputsPart:
         gone = node is None and not self._scene.IsNodePresent(row.node)
         row.node, row.proposal = node, None
         row.byUser = not gone
+        if node is not None and self._description is not None and self._description.one_of:
+            for other in self._rows.values():
+                if other is not row:
+                    self._put(other, None)
+                    other.proposal, other.byUser = None, False
         self._chosen()
 
     def _confirmed(self, row: _Row) -> None:
@@ -286,6 +294,8 @@ class InputsPart:
         """Fill the rows when none is filled but by the user; never touch what the user chose."""
         free = [row for row in self._rows.values() if not row.byUser]
         if self._description is None or any(row.node is not None for row in free) or not free:
+            return
+        if self._description.one_of and self.inputNodes():
             return
         used = [row.node for row in self._rows.values() if row.node is not None]
         nodes = [node for node in self._matcher.candidates() if node not in used]
@@ -424,8 +434,9 @@ class InputsPart:
     def _referenceGrid(self):
         if self._description is None:
             return None
-        node = self.inputNodes().get(self._description.reference)
-        return self._matcher.facts(node).grid if node is not None else None
+        nodes = self.inputNodes()
+        key = self._description.reference_of(nodes)
+        return self._matcher.facts(nodes[key]).grid if key in nodes else None
 
     def _drawRegion(self) -> None:
         grid = self._referenceGrid()

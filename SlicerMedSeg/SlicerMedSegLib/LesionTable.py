@@ -260,7 +260,8 @@ class LesionTable:
         grid = self.segments.worldGrid
         kji = np.stack(np.unravel_index(voxels, grid.shape), axis=1)
         low, high = kji.min(axis=0), kji.max(axis=0) + 1
-        part = grid.crop(tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))
+        k, j, i = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        part = grid.crop((k, j, i))
         mask = np.zeros(part.shape, bool)
         mask[tuple((kji - low).T)] = True
         probability = self.segments.probabilities[label].reshape(-1)[voxels]
@@ -382,7 +383,8 @@ def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> float:
     high = np.minimum(high, image.shape[::-1])
     if (low >= high).any():
         return 0.0
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1], strict=True))
+    k, j, i = (slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1], strict=True))
+    box = (k, j, i)
     around = Image(image.array[box], image.grid.crop(box).affine)
     return float(resample(around, grid).array[mask].mean())
 

@@ -254,6 +254,7 @@ class RunPart:
             device = (self._computingDevice() or self._devices[0])["title"]
             version = request.result["version"]
             text = _("It works: MedSeg {version} there computes on {device}.")
+            assert worker.client.info is not None
             if not worker.client.info["shared"]:
                 text += " " + _("It shares no folder with this computer: images are sent to it.")
             self._sayConnection(text.format(version=version, device=device))
@@ -283,7 +284,7 @@ class RunPart:
         try:
             self._run = startSegmentation(
                 warmWorker(self._python()), self._scene, job.model, dict(job.inputNodes), options,
-                self._progressed, self._ended, frames=job.frames, region=job.region, live=True,
+                self._progressed, self._ended, frames=job.frames, region=job.region,
             )  # fmt: skip
         except Exception as error:
             self._run = None

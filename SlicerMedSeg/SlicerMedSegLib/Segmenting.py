@@ -72,13 +72,13 @@ class Segmentation:
         description = ModelStore().find(model).description
         check_keys(description, inputNodes)
         _checkNotTwice(inputNodes)
-        _checkReferenceIsVolume(inputNodes[description.reference])
+        self._reference: Any = inputNodes[description.reference_of(inputNodes)]
+        _checkReferenceIsVolume(self._reference)
         options = RunOptions.of(options)
         if region is not None:
             options = replace(options, region=region.as_dict())
         self._title = title or description.title
         self._inputs = {key: node for key, node in inputNodes.items() if node is not None}
-        self._reference: Any = inputNodes[description.reference]
         self.request: Request | None = None
         self._live = live
         self._steps: EventLoopSteps | None = None
@@ -88,7 +88,7 @@ class Segmentation:
 
         reading = self._read(inputNodes, frames or {}, send)
         if live:
-            self._steps = EventLoopSteps(reading, lambda _, error: error and self._end(error))
+            self._steps = EventLoopSteps(reading, self._wasRead)
         else:
             runToEnd(reading)
 
@@ -111,6 +111,10 @@ class Segmentation:
             yield from copyInSteps(array, image.array)
             images[key] = image.with_array(array)
         send(images)
+
+    def _wasRead(self, nothing: object, error: Exception | None) -> None:
+        if error is not None:
+            self._end(error)
 
     def _received(self, request: Request) -> None:
         if request.error is not None:

@@ -37,14 +37,12 @@ class SegmentationSeries:
         finished: Callable[["SegmentationSeries"], None] | None,
         frames: Mapping[str, int],
         region: Region | None = None,
-        live: bool = False,
     ) -> None:
         self.nodes: ResultNodes | None = None
         self.error: Exception | None = None
         self.where = ""
         self._common = (worker, scene, model, inputNodes, options)
         self._progress, self._finished, self._region = progress, finished, region
-        self._live = live
         description = ModelStore().find(model).description
         self._sets = frameSets(inputNodes, frames)
         series = [key for key, frame in frames.items() if frame == ALL_FRAMES]
@@ -69,8 +67,7 @@ class SegmentationSeries:
         self.where = _("Frame {number} of {count}").format(number=self._done + 1, count=count)
         return Segmentation(
             *self._common, self._progressed, self._frameEnded, frames=self._sets[self._done],
-            region=self._region, title=f"{self._title}, {self._labels[self._done]}",
-            live=self._live,
+            region=self._region, title=f"{self._title}, {self._labels[self._done]}", live=True,
         )  # fmt: skip
 
     def _progressed(self, stage: str, done: float, total: float, left: float | None) -> None:
@@ -102,15 +99,14 @@ class SegmentationSeries:
 
 def startSegmentation(
     worker: WarmWorker, scene, model: str, inputNodes: dict, options, progress, finished,
-    frames: Mapping[str, int], region: Region | None = None, live: bool = False,
+    frames: Mapping[str, int], region: Region | None = None,
 ) -> Segmentation | SegmentationSeries:  # fmt: skip
-    """A run, or a series of them when an input goes through all its frames.
+    """A run between the events, or a series of them when an input goes through all its frames.
 
     Raises:
         MedSegError: what can be told before anything runs.
     """
-    kind = SegmentationSeries if ALL_FRAMES in frames.values() else Segmentation
-    return kind(
-        worker, scene, model, inputNodes, options, progress, finished, frames=frames,
-        region=region, live=live,
-    )  # fmt: skip
+    run = (worker, scene, model, inputNodes, options, progress, finished, frames, region)
+    if ALL_FRAMES in frames.values():
+        return SegmentationSeries(*run)
+    return Segmentation(*run, live=True)

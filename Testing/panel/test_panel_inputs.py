@@ -1,5 +1,6 @@
 """The user gives each input its volume by hand, and is told what is to be said about them."""
 
+import shutil
 import time
 
 import numpy as np
@@ -114,6 +115,31 @@ def test_what_runs_have_made_is_offered_for_no_input(
     host.core.loadScene(tmp_path / "scene.mrb")
     host.waitUntil(lambda: names(part) == MATCHED)
     assert all(offered(part, key) == set(MATCHED.values()) for key in MATCHED)
+
+
+def test_choosing_one_of_several_images_empties_the_other_rows(
+    host, panel, medsegFolders, ct_or_mr_model, abdomen
+):
+    from medsegcore.models.store import user_folder
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    shutil.copytree(ct_or_mr_model.path, user_folder() / "ct-or-mr")
+    panel.modelPart.refresh()
+    panel.modelPart.choose("ct-or-mr")
+    part = panel.inputsPart
+    for key, image in abdomen.items():
+        volumeNodeFromImage(image, f"Abdomen {key.upper()}", slicer.mrmlScene)
+    host.waitUntil(lambda: len(names(part)) == 1)
+    looked(host, part)
+    assert part.reason() == ""
+    for key in ("mr", "ct"):
+        host.choose(selector(part, key), f"Abdomen {key.upper()}")
+        looked(host, part)
+        assert names(part) == {key: f"Abdomen {key.upper()}"}
+        assert panel.runPart._ui.segmentButton.enabled
+    host.choose(selector(part, "ct"), "None")
+    looked(host, part)
+    assert part.reason() == "The model needs one image: choose a volume for CT or MR."
 
 
 def test_one_volume_twice_stops_the_run_with_its_reason(host, panel, part, addSample):

@@ -81,8 +81,8 @@ class ModelAnswers:
             "sha256 of the weights": description.weights.sha256,
             "device": f"{predictor.device}, {str(predictor.dtype).removeprefix('torch.')}",
         }
-        others = [spec.key for spec in description.inputs if spec.key != description.reference]
-        self.keys = (description.reference, *others)
+        keys = [spec.key for spec in description.inputs]
+        self.keys = tuple(sorted(keys, key=lambda key: key != description.reference))
         self._labels = _own_labels(description, labels)
 
     def answer(self, case: str, images: Mapping[str, Image], grid: Grid) -> Answer:
