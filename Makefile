@@ -43,6 +43,8 @@ papers: $(READY)
 	$(BIN)/python MedSegCore/papers/build.py
 picture: demo
 	$(BIN)/python -c "from PIL import Image; Image.open('$(OUT)/overview.png').convert('RGB').save('Screenshots/overview.jpg', quality=85)"
+screenshots: $(READY) system
+	$(BIN)/python Testing/panel/screenshots.py
 
 $(READY): constraints.txt MedSegCore/pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \

@@ -21,6 +21,7 @@ from PIL import Image  # noqa: E402
 SIZE = (1360, 860)
 PANEL = 460
 RUN_SECONDS = 300
+SETTLE_MS = 300
 SECTIONS = ("modelSection", "inputsSection", "runSection", "resultsSection", "attentionSection")
 
 
@@ -76,6 +77,8 @@ class Tutorial:
         slicer.util.setSliceViewerLayers(background=nodes["flair"], fit=True)
 
     def model(self) -> None:
+        hand = self.hand
+        hand.waitUntil(lambda: hand.text("readyLabel").startswith("Ready"), RUN_SECONDS)
         self.hand.clickRow("modelList", "MS lesions")
         self.show("modelSection")
         self.picture("1-model")
@@ -139,6 +142,8 @@ class Tutorial:
 
     def picture(self, name: str) -> None:
         """The whole window, small enough for the web."""
+        # What has just come gets its place first.
+        self.hand.wait(SETTLE_MS)
         with tempfile.TemporaryDirectory() as folder:
             shot = self.host.screenshot(Path(folder) / "shot.png")
             path = self.folder / f"{name}.jpg"
