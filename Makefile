@@ -6,13 +6,18 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= demo_output
 
-.PHONY: demo test lint format bench system schema papers picture clean
+.PHONY: demo test scenarios lint format bench system schema papers picture screenshots clean
 
 demo: $(READY) system
 	$(BIN)/medseg demo --out $(OUT)
 
 test: $(READY) system
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The panel's scenarios in windows of a real X server; nothing is seen on the screen.
+scenarios: $(READY) system
+	QT_QPA_PLATFORM=xcb OMP_NUM_THREADS=1 xvfb-run -a -s "-screen 0 1600x1200x24" \
+	  $(BIN)/python -m pytest Testing/panel/test_scenarios.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check MedSegCore SlicerMedSeg Testing
@@ -38,6 +43,8 @@ papers: $(READY)
 	$(BIN)/python MedSegCore/papers/build.py
 picture: demo
 	$(BIN)/python -c "from PIL import Image; Image.open('$(OUT)/overview.png').convert('RGB').save('Screenshots/overview.jpg', quality=85)"
+screenshots: $(READY) system
+	$(BIN)/python Testing/panel/screenshots.py
 
 $(READY): constraints.txt MedSegCore/pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
@@ -48,9 +55,12 @@ $(READY): constraints.txt MedSegCore/pyproject.toml
 	  -e "./MedSegCore[train,cli,slicer,test]"
 	@touch $(READY)
 
-# Offscreen OpenGL and Qt: installed where we may, named where we may not.
+# Offscreen OpenGL and Qt, and an X server for the scenarios in windows: installed where we may,
+# named where we may not.
 PACKAGES := libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri libopengl0 libx11-6 libxcursor1 \
-  libxkbcommon0 libdbus-1-3 libfontconfig1 libglib2.0-0 fonts-dejavu-core
+  libxkbcommon0 libdbus-1-3 libfontconfig1 libglib2.0-0 fonts-dejavu-core \
+  xvfb xauth libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 \
+  libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xkb1
 system: $(READY)
 	@if $(BIN)/python Testing/system_libraries.py; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \

@@ -17,6 +17,7 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
+HOMEPAGE = "https://github.com/medseg/SlicerMedSeg"
 # Which volume the user chose for which input: the inputs are the model's, so that they are
 # references by key and no parameters.
 INPUT_REFERENCE = "MedSeg.Input."
@@ -35,10 +36,16 @@ class SlicerMedSeg(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Segments lesions in MR volumes with trained networks and shows what they attended to. "
             "Choose a model, check the volumes that it found for its inputs, and click Segment. "
+            "Computes on this computer or on one that you name; nothing is uploaded without you. "
             "Research and teaching only; not a medical device."
         )
+        self.parent.helpText += '<p>{} <a href="{}">{}</a>.</p>'.format(
+            _("A tutorial on sample data is in the"), HOMEPAGE, _("documentation")
+        )
         self.parent.acknowledgementText = _(
-            "The networks follow published papers; each model's card names its paper and data."
+            "The networks follow published papers; each model's card names its paper, its training "
+            "data and their licenses. Please cite the paper of the model that you used, and MedSeg "
+            "(CITATION.cff)."
         )
         slicer.app.connect("startupCompleted()", registerSampleData)
 
@@ -138,6 +145,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(scene, scene.EndCloseEvent, self._sceneChanged)
         self.addObserver(scene, scene.EndImportEvent, self._sceneChanged)
         self.initializeParameterNode()
+        self._showNewestRun()
 
     def _load(self, name: str, layout):
         widget = slicer.util.loadUI(self.resourcePath(f"UI/{name}.ui"))
@@ -163,6 +171,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.logic is not None:
             self.modelPart.refresh()
             self.initializeParameterNode()
+            self._showNewestRun()
 
     def exit(self) -> None:
         """Another module is shown; a run goes on, and the views are the user's again."""
@@ -180,6 +189,15 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _sceneChanged(self, caller, event) -> None:
         if self.parent.isEntered:
             self.initializeParameterNode()
+            self._showNewestRun()
+
+    def _showNewestRun(self) -> None:
+        """A scene that was loaded brings its results along."""
+        from SlicerMedSegLib.ResultToScene import findRuns
+
+        runs = list(findRuns(slicer.mrmlScene))
+        if self.resultsPart.run is None and runs:
+            self._showRun(runs[-1])
 
     def initializeParameterNode(self) -> None:
         """Take up what the scene remembers; a scene that knows no model keeps the chosen one."""
@@ -283,8 +301,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """A result is in the scene."""
         from SlicerMedSegLib.NodeNames import RUN
 
-        run = nodes.segmentation.GetAttribute(RUN)
         self.readyPart.askWorker()
+        self._showRun(nodes.segmentation.GetAttribute(RUN))
+
+    def _showRun(self, run: str) -> None:
         self.resultsPart.refresh()
         self.resultsPart.setRun(run)
         self.framePlayer.refresh()
@@ -355,18 +375,63 @@ def addCoreToPath() -> None:
 
 
 class SlicerMedSegTest(ScriptedLoadableModuleTest):
-    """The self-test of the application."""
+    """The self-test of the application: a method for each scenario, all by `runTest`."""
 
     def setUp(self) -> None:
         slicer.mrmlScene.Clear()
+        addCoreToPath()
 
     def runTest(self) -> None:
         """Every scenario; each starts with an empty scene."""
-        addCoreToPath()
-        from SlicerMedSegLib.Scenarios import SCENARIOS
-
-        for scenario in SCENARIOS:
+        for name in sorted(name for name in dir(self) if name.startswith("test_")):
             self.setUp()
-            self.delayDisplay(scenario.__doc__.splitlines()[0])
-            scenario(SlicerMedSegLogic())
+            self.delayDisplay(name.removeprefix("test_"))
+            getattr(self, name)()
         self.delayDisplay("All scenarios passed")
+
+    def test_segmentsTheSampleCase(self) -> None:
+        self._logic("segmentsTheSampleCase")
+
+    def test_aSecondRunLeavesEditsAlone(self) -> None:
+        self._logic("aSecondRunLeavesEditsAlone")
+
+    def test_aMissingInputChangesNothing(self) -> None:
+        self._logic("aMissingInputChangesNothing")
+
+    def test_aMovedPatientGetsAMovedAnswer(self) -> None:
+        self._logic("aMovedPatientGetsAMovedAnswer")
+
+    def test_gettingReady(self) -> None:
+        self._panel("gettingReady")
+
+    def test_inputs(self) -> None:
+        self._panel("inputs")
+
+    def test_running(self) -> None:
+        self._panel("running")
+
+    def test_results(self) -> None:
+        self._panel("results")
+
+    def test_attention(self) -> None:
+        self._panel("attention")
+
+    def test_aRadiologistsTenMinutes(self) -> None:
+        self._panel("aRadiologistsTenMinutes")
+
+    def _logic(self, name: str) -> None:
+        from SlicerMedSegLib import Scenarios
+
+        getattr(Scenarios, name)(SlicerMedSegLogic())
+
+    def _panel(self, name: str) -> None:
+        from SlicerMedSegLib import PanelScenarios
+
+        getattr(PanelScenarios, name)(self._hand())
+
+    def _hand(self):
+        """What works on the panel; tests elsewhere have their own."""
+        from SlicerMedSegLib.Hand import Hand
+
+        slicer.util.selectModule("SlicerMedSeg")
+        return Hand(slicer.modules.SlicerMedSegWidget)

@@ -135,6 +135,10 @@ class LesionList:
 
     def _onClicked(self, n: int, column: int) -> None:
         if 0 <= n < len(self.shown):
+            # A click on a check box alone does not make its row the current one.
+            if n != self._widget.currentRow():
+                with self._silent():
+                    self._widget.setCurrentCell(n, column)
             self._clicked(self.shown[n])
 
     def _onCurrent(self, n: int, column: int, before: int, columnBefore: int) -> None:

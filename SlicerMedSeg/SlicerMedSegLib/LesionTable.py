@@ -285,7 +285,9 @@ class LesionTable:
     def _inputImages(self) -> dict[str, Image]:
         """The inputs where they stand; what was measured in others does not count any more."""
         for key, node in list(self.inputs.items()):
-            if node is None or node.GetScene() is None or node.GetImageData() is None:
+            # A sequence has many images and none of its own.
+            gone = node is None or node.GetScene() is None or not node.IsA("vtkMRMLVolumeNode")
+            if gone or node.GetImageData() is None:
                 del self.inputs[key]
         stamps = {key: _stampOf(node) for key, node in self.inputs.items()}
         if stamps != self._stamps:

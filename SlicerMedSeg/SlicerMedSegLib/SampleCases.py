@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-URL = "https://raw.githubusercontent.com/medseg/MedSeg/main/Testing/data"
+URL = "https://raw.githubusercontent.com/medseg/SlicerMedSeg/main/Testing/data"
 LOCAL = Path(__file__).resolve().parents[2] / "Testing" / "data"
 THUMBNAILS = Path(__file__).resolve().parents[1] / "Resources" / "SampleData"
 CATEGORY = "MedSeg"

@@ -1,4 +1,4 @@
-"""What has to hold of the module, in the application and on slicer-core alike.
+"""What has to hold of the module's logic, in the application and on slicer-core alike.
 
 Each scenario gets a logic with `segment`, starts with an empty `slicer.mrmlScene` and raises when
 something does not hold.
@@ -11,24 +11,36 @@ import numpy as np
 import slicer
 
 from medsegcore.errors import MissingInputError
-from medsegcore.imaging import read_image
+from medsegcore.imaging import Image, read_image
 
 from .ResultToScene import CHECKSUM, checksum, findRuns
+from .SampleCases import LOCAL, URL
 from .SceneConversion import volumeNodeFromImage
 
 MODEL = "ms-lesion-rsanet"
-SAMPLE = Path(__file__).resolve().parents[2] / "Testing" / "data" / "ms_sample"
 OPTIONS = {"device": "cpu"}
 
 
-def loadSample() -> dict:
-    """The sample case as volume nodes by input key."""
-    return {
-        key: volumeNodeFromImage(
-            read_image(SAMPLE / f"{key}.nii.gz"), key.upper(), slicer.mrmlScene
-        )
-        for key in ("t1", "t2", "flair")
-    }
+def loadSample(part: tuple[slice, slice, slice] | None = None) -> dict:
+    """The sample case as volume nodes by input key; of all voxels, or of some [k, j, i]."""
+    nodes = {}
+    for key in ("t1", "t2", "flair"):
+        image = read_image(_sampleFile(f"{key}.nii.gz"))
+        if part is not None:
+            image = Image(image.array[part], image.grid.crop(part).affine)
+        nodes[key] = volumeNodeFromImage(image, key.upper(), slicer.mrmlScene)
+    return nodes
+
+
+def _sampleFile(name: str) -> Path:
+    """A file of the sample; an installed extension has no checkout and downloads it."""
+    path = LOCAL / "ms_sample" / name
+    if not path.is_file():
+        from SampleData import SampleDataLogic
+
+        uri = f"{URL}/ms_sample/{name}"
+        path = Path(SampleDataLogic().downloadFileIntoCache(uri, f"MedSegMS-{name}"))
+    return path
 
 
 def segmentsTheSampleCase(logic) -> None:
@@ -45,7 +57,7 @@ def segmentsTheSampleCase(logic) -> None:
         "segmentation", "answer", "probability", "attention", "lesions", "provenance"
     }, f"roles: {sorted(roles)}"  # fmt: skip
     answer = slicer.util.arrayFromVolume(nodes.answer)
-    reference = read_image(SAMPLE / "lesion.nii.gz").array > 0
+    reference = read_image(_sampleFile("lesion.nii.gz")).array > 0
     dice = 2 * ((answer > 0) & reference).sum() / ((answer > 0).sum() + reference.sum())
     assert dice > 0.6, f"Dice {dice:.2f}"
     assert nodes.answer.GetAttribute(CHECKSUM) == checksum(answer)

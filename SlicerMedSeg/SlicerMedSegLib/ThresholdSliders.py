@@ -121,6 +121,9 @@ class _Row:
         frame.layout().addWidget(self.widget)
 
     def show(self, threshold: float, edited: bool, default: float | None) -> None:
+        blocked = self.slider.blockSignals(True)
+        self.slider.setValue(threshold)
+        self.slider.blockSignals(blocked)
         if edited:
             self.disable(
                 _("Edited by hand: it stays as it is. Undo the edits to move the threshold.")
@@ -130,9 +133,6 @@ class _Row:
         self.reason.hide()
         self.slider.setEnabled(True)
         self.slider.toolTip = _("Lowest probability that counts as lesion")
-        blocked = self.slider.blockSignals(True)
-        self.slider.setValue(threshold)
-        self.slider.blockSignals(blocked)
         self.reset.setEnabled(default is not None and default != threshold)
         if default is not None:
             self.reset.toolTip = _("Back to the model's own threshold, {value:g}").format(

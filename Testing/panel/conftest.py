@@ -3,7 +3,6 @@
 import os
 import sys
 import tempfile
-import types
 from pathlib import Path
 
 import pytest
@@ -12,29 +11,11 @@ os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
-def sampleData():
-    """Slicer's module of that name, which slicer-core lacks, as far as modules register there."""
-    module = types.ModuleType("SampleData")
-
-    class SampleDataLogic:
-        registered: list = []
-
-        @staticmethod
-        def registerCustomSampleDataSource(
-            category="Custom", sampleName=None, uris=None, fileNames=None, nodeNames=None,
-            customDownloader=None, thumbnailFileName=None, loadFileType="VolumeFile",
-            loadFiles=None, loadFileProperties=None, checksums=None,
-        ):  # fmt: skip
-            SampleDataLogic.registered.append((category, sampleName))
-
-    module.SampleDataLogic = SampleDataLogic
-    return module
-
-
 @pytest.fixture
 def host(monkeypatch):
     """The application with its window and an empty scene."""
     from host import Host
+    from host.sampledata import sampleData
 
     monkeypatch.setitem(sys.modules, "SampleData", sampleData())
     with Host() as running:
@@ -82,12 +63,7 @@ MODULE = Path(__file__).resolve().parents[2] / "SlicerMedSeg" / "SlicerMedSeg.py
 @pytest.fixture
 def medsegFolders(host, monkeypatch, tmp_path):
     """No models of the developer's own, temporary files apart, and a PythonSlicer to run."""
-    import slicer
-
-    python = Path(slicer.app.slicerHome) / "bin" / "PythonSlicer"
-    python.parent.mkdir(parents=True, exist_ok=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+    host.addPythonSlicer()
     for name in ("data", "temporary"):
         (tmp_path / name).mkdir()
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))

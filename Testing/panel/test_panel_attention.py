@@ -51,7 +51,7 @@ def nodes(host, flair, result, ms_images):
 def panel(host, nodes):
     opened = host.openModule(MODULE)
     opened.show("run")
-    opened.resultsUi.resultsBox.collapsed = True
+    opened.resultsUi.resultsBox.hide()
     host.wait(0)
     return opened
 

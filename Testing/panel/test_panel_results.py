@@ -44,7 +44,7 @@ def nodes(host, flair, result):
 def panel(host, nodes):
     opened = host.openModule(MODULE)
     opened.show("run")
-    opened.attentionUi.attentionBox.collapsed = True
+    opened.attentionUi.attentionBox.hide()
     settle(host)
     return opened
 
@@ -194,11 +194,13 @@ def test_small_and_improbable_lesions_are_hidden_not_dropped(host, panel, nodes,
 
 def test_a_lesion_is_dropped_and_comes_back_by_undo(host, panel, nodes, flair, qt):
     before, ui = voxels(nodes, flair), panel.resultsUi
+    clickCell(host, panel, 2, "Volume [ml]")
     totals = ui.totalsLabel.text
     volume = float(cell(panel, 0, "Volume [ml]").text())
     clickCell(host, panel, 0, "Keep")
     settle(host)
     assert cell(panel, 0, "Keep").checkState() == qt.Qt.Unchecked
+    assert ui.lesionTable.currentRow() == 0
     assert voxels(nodes, flair) == pytest.approx(before - volume * 1000, abs=1)
     count = ui.lesionTable.rowCount
     assert f"{count - 1} of {count} lesions kept" in ui.totalsLabel.text

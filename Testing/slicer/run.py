@@ -1,23 +1,25 @@
 """Run the module's self-test in the real application, and exit with 0 when it passes.
 
-Slicer --no-splash --no-main-window --python-script Testing/slicer/run.py
+Slicer --no-splash --ignore-slicerrc --python-script Testing/slicer/run.py
 """
 
-import sys
 import traceback
 from pathlib import Path
 
+import qt
 import slicer
+
+MODULE = Path(__file__).resolve().parents[2] / "SlicerMedSeg" / "SlicerMedSeg.py"
 
 
 def run() -> int:
     """The exit code of the self-test."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "SlicerMedSeg"))
     try:
-        import SlicerMedSeg
-
-        SlicerMedSeg.addCoreToPath()
-        SlicerMedSeg.SlicerMedSegTest().runTest()
+        if not hasattr(slicer.modules, "slicermedseg"):
+            factory = slicer.app.moduleManager().factoryManager()
+            factory.registerModule(qt.QFileInfo(str(MODULE)))
+            factory.loadModules([MODULE.stem])
+        slicer.selfTests[MODULE.stem]()
     except Exception:
         traceback.print_exc()
         return 1

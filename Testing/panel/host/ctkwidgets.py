@@ -86,7 +86,11 @@ class ctkCollapsibleButton(QtWidgets.QAbstractButton):
     def paintEvent(self, event) -> None:
         painter = QtGui.QPainter(self)
         header = QtCore.QRect(0, 0, self.width(), HEADER_PX - 2)
-        painter.fillRect(header, self.palette().button())
+        bar = QtWidgets.QStyleOptionButton()
+        bar.initFrom(self)
+        bar.rect = header
+        bevel = QtWidgets.QStyle.ControlElement.CE_PushButtonBevel
+        self.style().drawControl(bevel, bar, painter, self)
         arrow = QtWidgets.QStyle.PrimitiveElement
         option = QtWidgets.QStyleOption()
         option.initFrom(self)
@@ -123,7 +127,9 @@ class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
     def _expand(self, expanded: bool) -> None:
         for child in _widgets(self):
             _unfold(child) if expanded else _fold(child)
-        self.setMaximumHeight(16777215 if expanded else self._collapsedHeight + HEADER_PX)
+        # Flat: without a frame around nothing.
+        self.setFlat(not expanded)
+        self.setMaximumHeight(16777215 if expanded else max(self._collapsedHeight, HEADER_PX))
 
     def childEvent(self, event) -> None:
         super().childEvent(event)

@@ -169,6 +169,13 @@ class Host:
         self._application._manager.moduleLoaded.emit(module._name)
         return wrap(module)
 
+    def addPythonSlicer(self) -> None:
+        """The interpreter that the application has beside it, for child processes."""
+        python = Path(slicer.app.slicerHome) / "bin" / "PythonSlicer"
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+
     def startupCompleted(self) -> None:
         """The application says that it has started."""
         wrap(self._application).startupCompleted.emit()
