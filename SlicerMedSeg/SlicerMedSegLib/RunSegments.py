@@ -20,7 +20,15 @@ from .NodeNames import KEY
 from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns
 from .SceneConversion import localAffine, parentToWorld
-from .SegmentRule import LOWEST, LabelRule, maskChecksum, packVoxels, unpackVoxels, winners
+from .SegmentRule import (
+    LOWEST,
+    LabelRule,
+    maskChecksum,
+    packVoxels,
+    unpackVoxels,
+    winners,
+    winnersOfAll,
+)
 from .SegmentTags import CHECKSUM, DROPPED, LABEL, MIN_ML, THRESHOLD, readTag
 from .Steps import Steps, copyInSteps, runToEnd
 from .Translation import _
@@ -95,7 +103,7 @@ class RunSegments:
         self._sync()
         yield
         # So that the first move of a slider need not.
-        self._rebuild()
+        yield from self._rebuilding()
 
     def close(self) -> None:
         """Let go of the scene; harmless when repeated."""
@@ -226,16 +234,23 @@ class RunSegments:
     def _rebuild(self) -> np.ndarray:
         """Which label each voxel goes to, and the components that stay, from the tags alone."""
         if self._owner is None:
+            runToEnd(self._rebuilding())
+        assert self._owner is not None
+        return self._owner
+
+    def _rebuilding(self) -> Steps[None]:
+        if self._owner is None:
             present = [name for name in self.labels if name in self._segmentIds()]
             for name in present:
                 self._rules[name].threshold = self.threshold(name)
                 self._rules[name].setKept(
                     self.minLesionMl(name), self.grid.voxel_volume_ml, self.dropped(name)
                 )
-            self._owner = winners([self._rules[name] for name in self.labels], None)
+            owner = yield from winnersOfAll([self._rules[name] for name in self.labels])
             for n, name in enumerate(self.labels):
-                self._rules[name].filtered = self._rules[name].filter(self._owner, n + 1)
-        return self._owner
+                self._rules[name].filtered = self._rules[name].filter(owner, n + 1)
+                yield
+            self._owner = owner
 
     # Changes
 

@@ -12,6 +12,8 @@ from .Steps import Steps, runToEnd
 
 # Below this the voxels are not sorted: whole volumes of air would be.
 LOWEST = 0.01
+# So many voxels, which may lie anywhere in new memory, are written in one step.
+VOXELS_A_STEP = 1 << 15
 
 
 class LabelRule:
@@ -119,21 +121,29 @@ def without(voxels: np.ndarray, others: np.ndarray) -> np.ndarray:
     return voxels[~there]
 
 
-def winners(rules: Sequence[LabelRule], voxels: np.ndarray | None) -> np.ndarray:
+def winners(rules: Sequence[LabelRule], voxels: np.ndarray) -> np.ndarray:
     """uint8: number (from 1) of the label with the highest probability among those at their
-    threshold, of these voxels (flat) or, as [k, j, i], of all."""
-    shape = rules[0].probability.shape
-    best = np.zeros(shape if voxels is None else voxels.shape, np.float32).reshape(-1)
-    owner = np.zeros(best.shape, np.uint8)
+    threshold, of these voxels (flat)."""
+    best, owner = np.zeros(voxels.shape, np.float32), np.zeros(voxels.shape, np.uint8)
     for n, rule in enumerate(rules):
-        flat = rule.probability.reshape(-1)
-        # Of all voxels only those above a threshold can win.
-        at = rule.above() if voxels is None else np.flatnonzero(flat[voxels] >= rule.threshold)
-        values = flat[at if voxels is None else voxels[at]]
-        wins = values > best[at]
-        owner[at[wins]] = n + 1
-        best[at[wins]] = values[wins]
-    return owner.reshape(shape) if voxels is None else owner
+        values = rule.probability.reshape(-1)[voxels]
+        wins = (values >= rule.threshold) & (values > best)
+        owner[wins], best[wins] = n + 1, values[wins]
+    return owner
+
+
+def winnersOfAll(rules: Sequence[LabelRule]) -> Steps[np.ndarray]:
+    """`winners` of all voxels, uint8 [k, j, i]."""
+    shape = rules[0].probability.shape
+    owner = np.zeros(shape, np.uint8)
+    for rule in rules:
+        # Only those above a threshold can win.
+        above = rule.above()
+        for first in range(0, above.size, VOXELS_A_STEP):
+            part = above[first : first + VOXELS_A_STEP]
+            owner.reshape(-1)[part] = winners(rules, part)
+            yield
+    return owner
 
 
 def components(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
