@@ -24,12 +24,9 @@ from medsegcore.models import (
     AttentionSpec,
     Code,
     GridSpec,
-    InputMatch,
-    InputSpec,
     Label,
     ModelDescription,
     NetworkSpec,
-    Normalisation,
     Terminology,
     TrainingRecord,
 )
@@ -44,35 +41,14 @@ from medsegcore.training.recipes.base import (
     Supervised,
     warm_cosine,
 )
+from medsegcore.training.recipes.known import INPUTS as KNOWN
+from medsegcore.training.transplant import with_transplants
 
 PAPER = (
     "Zhang H, Zhang J, Zhang Q, et al. RSANet: Recurrent Slice-wise Attention Network for "
     "Multiple Sclerosis Lesion Segmentation. MICCAI 2019."
 )
-# FLAIR by the position and width of its main peak, normal-appearing tissue, which neither the
-# lesion load nor the extent of the brain mask moves; T1 and T2 have no such single peak.
-INPUTS = (
-    InputSpec(
-        key="t1", title="T1-weighted MR", modality="MR", required=True,
-        match=InputMatch(
-            series_description=[r"\bt1", r"mp-?rage", r"(ir-?)?spgr"], names=[r"t1"],
-            exclude=[r"t1\s*ce", r"gad", r"\bgd\b", r"contrast", r"post"],
-        ),
-        normalisation=Normalisation(method="robust"),
-    ),
-    InputSpec(
-        key="t2", title="T2-weighted MR", modality="MR", required=False,
-        match=InputMatch(
-            series_description=[r"\bt2"], names=[r"t2"], exclude=[r"flair", r"t2\*", r"swi"]
-        ),
-        normalisation=Normalisation(method="robust"),
-    ),
-    InputSpec(
-        key="flair", title="FLAIR MR", modality="MR", required=True,
-        match=InputMatch(series_description=[r"flair", r"dark.?fluid"], names=[r"flair"]),
-        normalisation=Normalisation(method="mode"),
-    ),
-)  # fmt: skip
+INPUTS = (KNOWN["t1"], KNOWN["t2"].model_copy(update={"required": False}), KNOWN["flair"])
 LESION = Label(
     value=1,
     name="MS lesion",
@@ -95,6 +71,8 @@ class RSANetRecipe(Recipe):
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
         weight_decay: of AdamW.
         loss: form of the exponential class weights, "printed" or "swapped".
+        ghosting: probability of ghosts in an input.
+        transplant: probability of carrying a lesion of another case into a patch's case.
         drop: probability of hiding an input from the network, by key.
         threshold: of the lesions' probability where the user sets none. Far below a half: on a
             scanner that was not trained on, the probabilities of lesions are lower.
@@ -112,6 +90,8 @@ class RSANetRecipe(Recipe):
     warmup_steps: int = 100
     ema_decay: float = 0.999
     loss: WeightForm = "swapped"
+    ghosting: float = 0.0
+    transplant: float = 0.0
     drop: dict[str, float] = field(default_factory=lambda: {"t2": 0.4, "t1": 0.25})
     threshold: float = 0.12
 
@@ -131,7 +111,8 @@ class RSANetRecipe(Recipe):
         return Supervised(network, LesionLoss(facts.foreground_share, self.loss))
 
     def transforms(self, description: ModelDescription) -> Compose:
-        return training_transforms(self.keys, self.patch, self.drop)
+        patches = training_transforms(self.keys, self.patch, self.drop, ghosting=self.ghosting)
+        return with_transplants(patches, self.keys, "flair", self.transplant)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
