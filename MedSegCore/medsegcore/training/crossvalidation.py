@@ -205,7 +205,8 @@ def _run_fold(
     if (out / FOLDER).is_dir():
         classes = ["background", *(label.name for label in description.labels)]
         write_file(out / "knowledge.svg", draw_knowledge(out / FOLDER, classes))
-    write_file(out / FIGURES, held_out_csv({"": held_out(fold.name, split.test, rows)}))
+    inputs = [spec.key for spec in description.inputs]
+    write_file(out / FIGURES, held_out_csv({"": held_out(fold.name, inputs, split.test, rows)}))
     # Several times the model's size, and of no more use.
     (out / LAST).unlink(missing_ok=True)
     shutil.rmtree(out / CACHE, ignore_errors=True)

@@ -32,10 +32,16 @@ class HeldOut(NamedTuple):
     figures: list[Figure]
 
 
-def held_out(fold: str, cases: Sequence[Case], rows: Sequence[EvaluatedCase]) -> list[HeldOut]:
-    """Each case with its figures, both in the same order."""
+def held_out(
+    fold: str, inputs: Sequence[str], cases: Sequence[Case], rows: Sequence[EvaluatedCase]
+) -> list[HeldOut]:
+    """Each case with its figures, both in the same order; `inputs` are the model's keys."""
+
+    def seen(case: Case) -> str:
+        return "+".join(key for key in inputs if key in case.images)
+
     return [
-        HeldOut(fold, case.id, case.patient, case.site, "+".join(case.images), row.figures)
+        HeldOut(fold, case.id, case.patient, case.site, seen(case), row.figures)
         for case, row in zip(cases, rows, strict=True)
     ]
 
