@@ -106,9 +106,7 @@ def test_the_summary_is_what_the_figures_of_the_cases_say(whole):
     dice = np.array([float(line["Dice"]) for line in lines])
     text = (out / "summary.md").read_text()
     assert f"| Dice | {dice.mean():.3g} ± {dice.std(ddof=1):.2g} (n 3) |" in text
-    volumes = [
-        (float(line["volume [ml]"]), float(line["reference volume [ml]"])) for line in lines
-    ]
+    volumes = [(float(line["volume [ml]"]), float(line["reference volume [ml]"])) for line in lines]
     both = sum(d * sum(v) / 2 for d, v in zip(dice, volumes, strict=True))
     pooled = 2 * both / np.sum(volumes)
     assert voxel_average_dice(rows, "") == pytest.approx(pooled)

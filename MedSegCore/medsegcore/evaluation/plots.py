@@ -92,7 +92,8 @@ def _legend(canvas: Canvas, rows: Rows) -> None:
 
 def _boxes(rows: Rows, label: str) -> Canvas:
     """Box plots with every case as a point; boxes from five cases on."""
-    canvas = Canvas(figsize=(9.6, 5.4), layout="constrained")
+    # The names of many methods need a higher place.
+    canvas = Canvas(figsize=(9.6, max(5.4, 0.38 * len(rows))), layout="constrained")
     all_axes = canvas.subplots(2, 5).ravel()
     for axes, (measure, low, high) in zip(all_axes, BOXES, strict=False):
         units = {f.unit for cases in rows.values() for f in cases[0].figures if f.name == measure}
