@@ -263,16 +263,18 @@ def small_case(folder, patient, images, label, slices, size):
 
 @pytest.fixture(scope="module")
 def unpaired(shared_data, tmp_path_factory):
-    """Tumours of two patients in CT and, unpaired, in T1: three slices of each."""
+    """Tumours of two patients in CT and, unpaired, in T1, and a T2, which no row takes."""
     folder, root = tmp_path_factory.mktemp("unpaired"), shared_data / "sarcoma" / "sts"
     if not root.is_dir():
         pytest.skip("the sarcoma data are not here")
     cases = [
         small_case(folder, name, {key: root / name / f"{key}.nii.gz"},
                    root / name / f"tumor_on_{key}.nii.gz", 3, 64)
-        for name in ("STS_003", "STS_012") for key in ("ct", "t1")
+        for name, key in (("STS_003", "ct"), ("STS_003", "t1"), ("STS_003", "t2"),
+                          ("STS_012", "ct"), ("STS_012", "t1"))
     ]  # fmt: skip
-    return Dataset("sarcoma", "Sarcoma", CHANNELS["ummkd"], {"tumor": 1}, cases)
+    channels = {**CHANNELS["ummkd"], "t2": Channel("T2", required=False)}
+    return Dataset("sarcoma", "Sarcoma", channels, {"tumor": 1}, cases)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +293,7 @@ def glands(shared_data, tmp_path_factory):
 
 UMMKD = {
     "width": 4, "norm_groups": 2, "patch": (1, 32, 32), "batch_size": 2, "learning_rate": 5e-3,
-    "spacing": (2.0, 2.0, 1.0),
+    "spacing": (2.0, 2.0, 1.0), "modalities": ("ct", "t1"),
 }  # fmt: skip
 
 
@@ -341,6 +343,13 @@ def test_a_study_goes_on_row_by_row_and_keeps_the_matrices_of_what_was_distilled
     assert not np.allclose(matrices[1]["ct"], matrices[4]["ct"])
     assert "ct, step 4" in (tmp_path / "ours" / "fold_0" / "knowledge.svg").read_text()
     assert (tmp_path / "boxes.svg").is_file()
+
+
+def test_a_training_without_one_of_the_modalities_is_refused(unpaired, tmp_path):
+    by_image = [replace(c, site=next(iter(c.images)), patient=c.id) for c in unpaired.cases]
+    data = replace(unpaired, cases=by_image)
+    with pytest.raises(SettingError, match="No case to train on has the modality 'ct'"):
+        ablate("ummkd", data, "site", PLAN, tmp_path, UMMKD, ["Ours"])
 
 
 def test_a_student_learns_from_the_teacher_of_its_own_fold(glands, tmp_path):

@@ -37,7 +37,7 @@ from medsegcore.training.heldout import (
 from medsegcore.training.knowledge import FOLDER, KnowledgeRecorder, draw_knowledge
 from medsegcore.training.recipes import Recipe, UMMKDRecipe
 from medsegcore.training.report import case_files
-from medsegcore.training.setup import Plan
+from medsegcore.training.setup import Plan, with_images
 from medsegcore.training.trainer import CACHE, LAST, MODEL, train
 
 FIGURES, EXPERIMENT = "figures.csv", "experiment.json"
@@ -185,7 +185,6 @@ def _run_fold(
 ) -> None:
     """Train, measure, and write the figures last: they say that the fold is done."""
     plan = replace(plan, test=fold.test, resume=(out / LAST).is_file())
-    split = split_cases(data, fold.test)
 
     def trained(step: int, loss: float, done: float, left: float | None) -> None:
         overall.update(what, TRAINING_SHARE * done)
@@ -198,7 +197,13 @@ def _run_fold(
         recorders = [KnowledgeRecorder(out / FOLDER, plan.steps)] if distils else []
         train(recipe, data, out, plan, trained, recorders)
     model = ModelFolder.read(out / MODEL)
-    files = case_files(model, split.test)
+    cases = with_images(split_cases(data, fold.test), model.description)[0].test
+    if not cases:
+        raise SettingError(
+            f"No held-out case of {fold.name} has an image that the model takes.",
+            "Choose fewer folds.",
+        )
+    files = case_files(model, cases)
     rows = evaluate_model(Predictor(model, plan.device), files, progress=measured)
     description = model.description.model_copy(update={"metrics": card_metrics(rows, HOW_MEASURED)})
     model.with_description(description)
@@ -206,7 +211,7 @@ def _run_fold(
         classes = ["background", *(label.name for label in description.labels)]
         write_file(out / "knowledge.svg", draw_knowledge(out / FOLDER, classes))
     inputs = [spec.key for spec in description.inputs]
-    write_file(out / FIGURES, held_out_csv({"": held_out(fold.name, inputs, split.test, rows)}))
+    write_file(out / FIGURES, held_out_csv({"": held_out(fold.name, inputs, cases, rows)}))
     # Several times the model's size, and of no more use.
     (out / LAST).unlink(missing_ok=True)
     shutil.rmtree(out / CACHE, ignore_errors=True)
