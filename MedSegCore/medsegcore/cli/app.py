@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 import medsegcore
+from medsegcore.cli.ablate import add_ablate
 from medsegcore.cli.console import Console
+from medsegcore.cli.crossvalidate import add_cross_validate
 from medsegcore.cli.dataset import add_dataset
 from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.imaging import Region
@@ -41,6 +43,8 @@ def build_app(console: Console) -> typer.Typer:
     _add_models(app, console)
     add_dataset(app, console)
     _add_train(app, console)
+    add_cross_validate(app, console)
+    add_ablate(app, console)
     _add_evaluate(app, console)
     _add_demo(app, console)
     _add_worker(app)

@@ -40,11 +40,18 @@ def plots(rows: Rows, label: str = "") -> dict[str, str]:
         ):
             canvas = draw(rows, label)
             if canvas is not None:
-                drawn[title] = _svg(canvas)
+                drawn[title] = svg(canvas)
     return drawn
 
 
-def _svg(canvas: Canvas) -> str:
+def box_plots(rows: Rows, label: str = "") -> str:
+    """SVG of all measures by method, of which only the figures are needed."""
+    with matplotlib.rc_context(STYLE):
+        return svg(_boxes(rows, label))
+
+
+def svg(canvas: Canvas) -> str:
+    """The same text whenever the same is drawn."""
     data = io.StringIO()
     # Neither date nor program: the same figures give the same file.
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -62,8 +69,10 @@ def values(cases: Sequence[EvaluatedCase], measure: str, label: str) -> list[flo
     ]
 
 
-def _look(n: int) -> tuple[str, str]:
-    return COLORS[n % len(COLORS)], MARKERS[n % len(MARKERS)]
+def look(n: int) -> tuple[str, str]:
+    """Colour and marker of the n-th method."""
+    # From the eighth on, colours come again with other markers.
+    return COLORS[n % len(COLORS)], MARKERS[(n + n // len(COLORS)) % len(MARKERS)]
 
 
 def _handles(rows: Rows) -> list[Any]:
@@ -71,7 +80,7 @@ def _handles(rows: Rows) -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [
-        Line2D([], [], color=_look(n)[0], marker=_look(n)[1], linestyle="", label=name)
+        Line2D([], [], color=look(n)[0], marker=look(n)[1], linestyle="", label=name)
         for n, name in enumerate(rows)
     ]
 
@@ -81,15 +90,16 @@ def _legend(canvas: Canvas, rows: Rows) -> None:
     canvas.legend(handles=_handles(rows), loc="outside lower center", ncols=min(len(rows), 3))
 
 
-def _boxes(rows: Rows, label: str) -> Canvas | None:
+def _boxes(rows: Rows, label: str) -> Canvas:
     """Box plots with every case as a point; boxes from five cases on."""
-    canvas = Canvas(figsize=(9.6, 5.4), layout="constrained")
+    # The names of many methods need a higher place.
+    canvas = Canvas(figsize=(9.6, max(5.4, 0.38 * len(rows))), layout="constrained")
     all_axes = canvas.subplots(2, 5).ravel()
     for axes, (measure, low, high) in zip(all_axes, BOXES, strict=False):
         units = {f.unit for cases in rows.values() for f in cases[0].figures if f.name == measure}
         axes.set_title(f"{measure} [{unit}]" if (unit := units.pop()) else measure, fontsize=9)
         for n, cases in enumerate(rows.values()):
-            color, marker = _look(n)
+            color, marker = look(n)
             defined = [v for v in values(cases, measure, label) if v is not None]
             if len(defined) >= 5:
                 axes.boxplot(defined, positions=[n], widths=0.6, showfliers=False,
@@ -124,7 +134,7 @@ def _bland_altman(rows: Rows, label: str) -> Canvas:
     canvas = Canvas(figsize=(9.6, 3.4 * ((len(rows) + 2) // 3)), layout="constrained")
     all_axes = canvas.subplots((len(rows) + 2) // 3, min(len(rows), 3), squeeze=False, sharey=True)
     for n, (axes, (name, cases)) in enumerate(zip(all_axes.ravel(), rows.items(), strict=False)):
-        color, marker = _look(n)
+        color, marker = look(n)
         answered = np.array(values(cases, "volume", label), float)
         reference = np.array(values(cases, "reference volume", label), float)
         difference = answered - reference
@@ -158,7 +168,7 @@ def _froc(rows: Rows, label: str) -> Canvas | None:
     axes = canvas.subplots()
     drawn = False
     for n, cases in enumerate(rows.values()):
-        color, marker = _look(n)
+        color, marker = look(n)
         candidates = [case.candidates[label] for case in cases if label in case.candidates]
         curve = froc(candidates) if candidates else None
         if curve is not None:
@@ -186,7 +196,7 @@ def _dice_by_load(rows: Rows, label: str) -> Canvas | None:
     axes = canvas.subplots()
     drawn = False
     for n, cases in enumerate(rows.values()):
-        color, marker = _look(n)
+        color, marker = look(n)
         load = np.array(values(cases, "reference volume", label), float)
         dice = np.array(values(cases, "Dice", label), float)
         axes.scatter(load[load > 0], dice[load > 0], color=color, marker=marker, s=28, alpha=0.8)

@@ -32,7 +32,8 @@ def measure(
         (run.training, "trained on: says how well the model fits, not how well it works"),
     ):
         if cases:
-            rows = evaluate_model(predictor, _named(run.folder, cases), baseline, progress=progress)
+            files = case_files(run.folder, cases)
+            rows = evaluate_model(predictor, files, baseline, progress=progress)
             metrics += card_metrics(rows, how)
     case = (run.test or run.validation or run.training)[0]
     megabytes, seconds = _cost(run.folder, case, device)
@@ -47,7 +48,8 @@ def measure(
     return run.folder.with_description(description)
 
 
-def _named(folder: ModelFolder, cases: list[Case]) -> list[tuple[str, dict[str, Path], Path]]:
+def case_files(folder: ModelFolder, cases: list[Case]) -> list[tuple[str, dict[str, Path], Path]]:
+    """(case, the model's inputs by key, mask), as `evaluate_model` takes them."""
     return [(c.id, _inputs(folder, c), c.label) for c in cases if c.label is not None]
 
 

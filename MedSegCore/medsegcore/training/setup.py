@@ -132,7 +132,7 @@ def set_up(
         device="", seed=plan.seed, settings={**settings, **({"chosen": notes} if notes else {})},
     )  # fmt: skip
     description = recipe.description(data, record)
-    split, left_out = _with_images(split, description)
+    split, left_out = with_images(split, description)
     notes = [*notes, *left_out]
     _check_inputs(split, description)
     used = split.training[:most]
@@ -170,7 +170,7 @@ def load_cases(
     ]
 
 
-def _with_images(split: Split, description: ModelDescription) -> tuple[Split, list[str]]:
+def with_images(split: Split, description: ModelDescription) -> tuple[Split, list[str]]:
     """The split without cases that have none of the images of which the model takes one."""
     if not description.one_of:
         return split, []

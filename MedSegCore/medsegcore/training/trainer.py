@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -84,6 +84,7 @@ def train(
     out: str | Path,
     plan: Plan,
     progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingRun | None:
     """Train on every case but those of the test and validation patients; write a model folder.
 
@@ -93,6 +94,7 @@ def train(
         data: a data set, or a folder that `read_dataset` reads.
         out: folder of the run: TensorBoard curves, checkpoints, and the model in `model/`.
         progress: called after each step with (step, loss, share done 0..1, seconds left or None).
+        callbacks: of Lightning, beside the trainer's own.
 
     Returns:
         None in every process but the first, when several train together.
@@ -110,16 +112,21 @@ def train(
     budget = Budget(plan.minutes, plan.steps)
     report = _Report(budget, progress)
     module = SegmentationModule(setup.objective, setup.recipe.optimizer, plan.seed)
-    trainer = make_trainer(setup, plan, budget, [report, *_keepers(setup, plan, out)], out)
+    more = [report, *callbacks, *_keepers(setup, plan, out)]
+    trainer = make_trainer(setup, plan, budget, more, out)
     done = _steps_done(out / LAST) if plan.resume else -1
     fit(trainer, module, setup, plan, out / LAST if plan.resume else None)
     if not trainer.is_global_zero:
         return None
     if trainer.global_step == done:
-        # Without a step Lightning leaves the weights as they were, not their running mean.
-        raise SettingError(
-            f"The training in '{out}' has used up its budget.", "Give it more minutes or steps."
-        )
+        if (out / MODEL).exists():
+            raise SettingError(
+                f"The training in '{out}' has used up its budget.", "Give it more minutes or steps."
+            )
+        # It was stopped before it wrote its model. Without a step Lightning leaves the weights as
+        # they were, not their running mean, which is what the checkpoint calls its state.
+        last = torch.load(out / LAST, map_location="cpu", weights_only=True)
+        module.load_state_dict(last["state_dict"])
     best = None
     if setup.split.validation and (out / BEST).is_file():
         best = torch.load(out / BEST, map_location="cpu", weights_only=True)

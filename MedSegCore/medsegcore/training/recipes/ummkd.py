@@ -62,6 +62,12 @@ class UMMKDObjective(Objective):
         self.knowledge: dict[str, Tensor] = {}
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        for key in self.modalities:
+            if key not in batch:
+                raise SettingError(
+                    f"No case to train on has the modality '{key}'.",
+                    "Hold out fewer cases, or choose other modalities.",
+                )
         logits = {
             key: self.network(batch[key]["image"], modality=n)
             for n, key in enumerate(self.modalities)
