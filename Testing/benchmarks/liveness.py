@@ -44,17 +44,13 @@ def images(shape: tuple[int, int, int] | None) -> dict:
 @contextlib.contextmanager
 def panel() -> Iterator[tuple]:
     """The host and MedSeg's panel."""
-    import slicer
-    from conftest import sampleData  # type: ignore[attr-defined]
     from host import Host
+    from host.sampledata import sampleData
 
     sys.modules["SampleData"] = sampleData()
     with tempfile.TemporaryDirectory() as folder, Host() as host:
         os.environ["XDG_DATA_HOME"] = folder
-        python = Path(slicer.app.slicerHome) / "bin" / "PythonSlicer"
-        python.parent.mkdir(parents=True, exist_ok=True)
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        python.chmod(0o755)
+        host.addPythonSlicer()
         yield host, host.openModule(TESTING.parent / "SlicerMedSeg" / "SlicerMedSeg.py")
 
 
