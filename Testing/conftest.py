@@ -164,3 +164,55 @@ def correlation_attention(ms_images):
     return CorrelationAttention(
         "scff", "T1 to FLAIR", maps.reshape(4, 19, 17, 19, 17).astype(np.float16), affine
     )
+
+
+@pytest.fixture(scope="session")
+def ct_or_mr_model(shipped_model, tmp_path_factory):
+    """A model folder that takes a CT or an MR of the abdomen: UMMKD with random weights."""
+    import torch
+
+    from medsegcore.models import ModelFolder
+    from medsegcore.networks import create_network
+
+    config = {"width": 2, "out_channels": 3}
+    torch.manual_seed(7)
+    network = create_network("ummkd_2d", config)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    content = shipped_model.description.model_dump(mode="json")
+    window = {"ct": [-200, 300], "mr": None}
+    content |= {
+        "id": "ct-or-mr", "title": "Organs in CT or MR", "skull_stripped": False,
+        "network": {"name": "ummkd_2d", "config": config}, "attention": list(network.attention),
+        "inputs": [
+            {"key": key, "title": key.upper(), "modality": key.upper(), "required": False,
+             "match": {"names": [rf"\b{key}\b"]},
+             "normalisation": {"method": "zscore", "window": window[key]}}
+            for key in ("ct", "mr")
+        ],
+        "reference": None, "missing_input": "one_of",
+        "grid": {"spacing": [3, 3, 3], "tile": [8, 128, 128], "dimensionality": "2.5D",
+                 "neighbours": 1, "multiple": 8, "crop": "none"},
+        "labels": [{"value": 1, "name": "liver", "color": [221, 130, 101]},
+                   {"value": 2, "name": "spleen", "color": [157, 108, 162]}],
+        "weights": {**content["weights"], "dtype": "float32"},
+    }  # fmt: skip
+    description = type(shipped_model.description).model_validate(content)
+    folder = tmp_path_factory.mktemp("models") / "ct-or-mr"
+    return ModelFolder.write(folder, description, network)
+
+
+@pytest.fixture(scope="session")
+def abdomen(shared_data):
+    """A CT and an MR of the abdomen of two patients, cut to a few slices, by key."""
+    from medsegcore.imaging import Image, read_image
+
+    images = {}
+    for key in ("ct", "mr"):
+        file = shared_data / "abdomen_samples" / f"{key}_example" / f"{key}.nii.gz"
+        if not file.is_file():
+            pytest.skip("the abdomen samples are not here")
+        image = read_image(file)
+        box = (slice(10, 16), slice(0, image.shape[1]), slice(0, image.shape[2]))
+        images[key] = Image(image.array[box], image.grid.crop(box).affine)
+    return images

@@ -63,14 +63,17 @@ class InputChecks:
             frames: {input key: chosen frame of a 4-D input, from 0}.
             region: the box to work in.
         """
-        findings = _twice(description, nodes)
-        reference = self._grid(nodes.get(description.reference))
+        nodes = {key: node for key, node in nodes.items() if node is not None}
+        findings = _twice(description, nodes) + _oneOf(description, nodes)
+        referenceKey = description.reference_of(nodes)
+        reference = self._grid(nodes.get(referenceKey))
         for spec in description.inputs:
             node = nodes.get(spec.key)
             if node is None:
-                findings.append(_missing(description, spec))
+                findings += _missing(description, spec)
                 continue
-            case = _Case(description, spec, node, (frames or {}).get(spec.key), reference)
+            others = None if spec.key == referenceKey else reference
+            case = _Case(description, spec, node, (frames or {}).get(spec.key), others)
             findings += self._input(case)
         if region is not None and reference is not None:
             findings += _regionFindings(region, reference)
@@ -122,7 +125,11 @@ class InputChecks:
 
 @dataclass(frozen=True)
 class _Case:
-    """One chosen volume and what it is chosen for."""
+    """One chosen volume and what it is chosen for.
+
+    Attributes:
+        reference: the grid that it has to overlap with; None for the reference itself.
+    """
 
     description: ModelDescription
     spec: InputSpec
@@ -224,7 +231,7 @@ class _Case:
                 found.append(self.say(ERROR, "geometry", "{title}: {problem}", problem=str(error)))
                 return found
         found += self._spacing(grid)
-        if self.spec.key != self.description.reference and self.reference is not None:
+        if self.reference is not None:
             found.append(self._overlap(grid))
         return found
 
@@ -330,12 +337,25 @@ def _twice(description: ModelDescription, nodes: Mapping) -> list[Finding]:
     return found
 
 
-def _missing(description: ModelDescription, spec: InputSpec) -> Finding:
-    if spec.required or description.missing_input == "refuse":
+def _oneOf(description: ModelDescription, nodes: Mapping) -> list[Finding]:
+    """Models that take one of their inputs get neither none nor two."""
+    if not description.one_of or len(nodes) == 1:
+        return []
+    titles = _(" or ").join(spec.title for spec in description.inputs)
+    text = _("The model takes one image at a time: empty all but one of the rows.")
+    if not nodes:
+        text = _("The model needs one image: choose a volume for {titles}.").format(titles=titles)
+    return [Finding(ERROR, "", "one_of", text)]
+
+
+def _missing(description: ModelDescription, spec: InputSpec) -> list[Finding]:
+    if description.one_of:
+        return []
+    if description.needs(spec):
         text = _("{title}: the model cannot run without it: choose a volume.")
-        return Finding(ERROR, spec.key, "missing", text.format(title=spec.title))
+        return [Finding(ERROR, spec.key, "missing", text.format(title=spec.title))]
     text = _("{title}: not given; the model runs with zeros in its place and may answer worse.")
-    return Finding(WARNING, spec.key, "missing", text.format(title=spec.title))
+    return [Finding(WARNING, spec.key, "missing", text.format(title=spec.title))]
 
 
 def _regionFindings(region: Region, reference: Grid) -> list[Finding]:

@@ -135,12 +135,16 @@ class InputMatcher:
         nodes = self.candidates() if nodes is None else list(nodes)
         facts = [self.facts(node) for node in nodes]
         proposals = {}
-        for key, match in match_inputs(description, facts).items():
+        matches = match_inputs(description, facts)
+        enough = description.one_of and any(m.index is not None for m in matches.values())
+        for key, match in matches.items():
             others = [
                 Candidate(nodes[n], score.value, _why(score)) for n, score in match.alternatives
             ]
             node = None if match.index is None else nodes[match.index]
             why = _why(match.score) if node is not None else _nothing(nodes)
+            if node is None and enough:
+                why = _("Not needed: the model takes one image.")
             if match.ambiguous and others:
                 why += " " + _("{name} fits nearly as well: please check.").format(
                     name=f"'{others[0].node.GetName()}'"

@@ -172,9 +172,11 @@ class InputsPart:
     def _makeRow(self, number: int, spec: InputSpec) -> _Row:
         assert self._description is not None
         grid = self._ui.rowsWidget.layout()
-        needed = spec.required or self._description.missing_input == "refuse"
-        isReference = spec.key == self._description.reference
-        text = spec.title if needed else _("{title} (optional)").format(title=spec.title)
+        needed, oneOf = self._description.needs(spec), self._description.one_of
+        isReference = self._description.reference in (spec.key, None)
+        text = _("{title} (optional)")
+        text = "{title}" if needed else _("{title} (one of these)") if oneOf else text
+        text = text.format(title=spec.title)
         title = qt.QLabel(text + ":")
         selector = slicer.qMRMLNodeComboBox()
         selector.objectName = f"{spec.key}Selector"
@@ -234,6 +236,11 @@ class InputsPart:
         gone = node is None and not self._scene.IsNodePresent(row.node)
         row.node, row.proposal = node, None
         row.byUser = not gone
+        if node is not None and self._description is not None and self._description.one_of:
+            for other in self._rows.values():
+                if other is not row:
+                    self._put(other, None)
+                    other.proposal, other.byUser = None, False
         self._chosen()
 
     def _confirmed(self, row: _Row) -> None:
@@ -262,6 +269,8 @@ class InputsPart:
         """Fill the rows when none is filled but by the user; never touch what the user chose."""
         free = [row for row in self._rows.values() if not row.byUser]
         if self._description is None or any(row.node is not None for row in free) or not free:
+            return
+        if self._description.one_of and self.inputNodes():
             return
         used = [row.node for row in self._rows.values() if row.node is not None]
         nodes = [node for node in self._matcher.candidates() if node not in used]
@@ -396,8 +405,9 @@ class InputsPart:
     def _referenceGrid(self):
         if self._description is None:
             return None
-        node = self.inputNodes().get(self._description.reference)
-        return self._matcher.facts(node).grid if node is not None else None
+        nodes = self.inputNodes()
+        key = self._description.reference_of(nodes)
+        return self._matcher.facts(nodes[key]).grid if key in nodes else None
 
     def _drawRegion(self) -> None:
         grid = self._referenceGrid()

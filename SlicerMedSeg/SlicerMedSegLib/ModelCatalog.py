@@ -230,8 +230,8 @@ def modelCardHtml(entry: CatalogEntry) -> str:
 def _inputTable(d: ModelDescription) -> list[list[str]]:
     rows = [[_("image"), _("modality"), _("needed")]]
     for spec in d.inputs:
-        needed = spec.required or d.missing_input == "refuse"
-        text = _("required") if needed else _("optional (zeros in its place)")
+        text = _("required") if d.needs(spec) else _("optional (zeros in its place)")
+        text = _("exactly one of these; the answer lies on its grid") if d.one_of else text
         if spec.key == d.reference:
             text += ", " + _("reference grid")
         rows.append([spec.title, spec.modality, text])

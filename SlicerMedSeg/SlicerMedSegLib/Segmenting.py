@@ -61,7 +61,8 @@ class Segmentation:
         description = ModelStore().find(model).description
         check_keys(description, inputNodes)
         _checkNotTwice(inputNodes)
-        _checkReferenceIsVolume(inputNodes[description.reference])
+        self._reference: Any = inputNodes[description.reference_of(inputNodes)]
+        _checkReferenceIsVolume(self._reference)
         options = RunOptions.of(options)
         if region is not None:
             options = replace(options, region=region.as_dict())
@@ -70,7 +71,6 @@ class Segmentation:
         }
         self._title = description.title
         self._inputs = {key: node for key, node in inputNodes.items() if node is not None}
-        self._reference: Any = inputNodes[description.reference]
         self._referenceName = self._reference.GetName()
         self.request = worker.predict(model, images, options, progress, self._received)
 

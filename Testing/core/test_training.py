@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from medsegcore.errors import MissingInputError, OutputError, SettingError
+from medsegcore.errors import DeviceError, MissingInputError, OutputError, SettingError
+from medsegcore.losses import LesionLoss
 from medsegcore.models import ModelFolder, TrainingRecord
 from medsegcore.training.augmentation import (
     KeepOutsideZerod,
@@ -16,10 +17,14 @@ from medsegcore.training.augmentation import (
     scanner_transforms,
     training_transforms,
 )
-from medsegcore.training.cases import CountingSampler, PatchDataset, find_cases, load_case
-from medsegcore.training.module import Budget, BudgetedLearningRate, ramped_average
+from medsegcore.training.cases import load_case, split_cases
+from medsegcore.training.datasets import read_dataset
+from medsegcore.training.module import ramped_average
+from medsegcore.training.patches import CountingSampler, PatchDataset
+from medsegcore.training.provenance import weights_terms
 from medsegcore.training.recipes import RSANetRecipe
-from medsegcore.training.trainer import split_cases, train, weights_terms
+from medsegcore.training.setup import Plan
+from medsegcore.training.trainer import train
 
 SMALL = RSANetRecipe(
     width=4, norm_groups=2, patch=(32, 32, 32), batch_size=2, warmup_steps=2, ema_decay=0.9
@@ -30,31 +35,46 @@ RECORD = TrainingRecord(
 
 
 @pytest.fixture(scope="module")
-def prepared(ms_cases):
-    description = SMALL.description(RECORD)
-    return [load_case(case, description) for case in find_cases(ms_cases, SMALL.keys)]
+def data(ms_cases):
+    return read_dataset(ms_cases, keys=SMALL.keys)
 
 
-def test_cases_know_their_patient_and_what_is_missing(ms_cases, tmp_path):
-    cases = find_cases(ms_cases, SMALL.keys)
-    assert [(c.id, c.patient, sorted(c.images)) for c in cases] == [
-        ("a_1", "a", ["flair", "t1", "t2"]),
-        ("a_2", "a", ["flair", "t1", "t2"]),
-        ("b", "b", ["flair", "t1"]),
-    ]
-    training, test = split_cases(cases, ["a"])
-    assert ([c.id for c in training], [c.id for c in test]) == (["b"], ["a_1", "a_2"])
-    with pytest.raises(MissingInputError, match="'c' has no case"):
-        split_cases(cases, ["c"])
+@pytest.fixture(scope="module")
+def description(data):
+    return SMALL.description(data, RECORD)
+
+
+@pytest.fixture(scope="module")
+def prepared(data, description):
+    return [load_case(case, description) for case in data.cases]
+
+
+@pytest.fixture
+def transforms(description):
+    return SMALL.transforms(description)
+
+
+def test_all_visits_of_a_patient_have_one_use(data):
+    split = split_cases(data, test=["a"])
+    assert [[c.id for c in part] for part in split] == [["b"], [], ["a_1", "a_2"]]
+    split = split_cases(data, validation=["a"])
+    assert [[c.id for c in part] for part in split] == [["b"], ["a_1", "a_2"], []]
+    with pytest.raises(MissingInputError, match="test patient 'c' has no case"):
+        split_cases(data, ["c"])
     with pytest.raises(MissingInputError, match="No case is left"):
-        split_cases(cases, ["a", "b"])
-    with pytest.raises(MissingInputError, match="no case with a"):
-        find_cases(tmp_path, SMALL.keys)
+        split_cases(data, ["a"], ["b"])
+    with pytest.raises(SettingError, match="'a' is named for testing and for validation"):
+        split_cases(data, ["a"], ["a"])
 
 
-def test_patches_are_the_same_whenever_they_are_made(prepared):
-    first = PatchDataset(prepared, ["a", "a", "b"], SMALL.transforms(), seed=3)
-    second = PatchDataset(prepared, ["a", "a", "b"], SMALL.transforms(), seed=3)
+def test_test_cases_of_the_data_set_are_tested_on_unless_their_patient_is_trained_on(data):
+    kept = dataclasses.replace(data, cases=data.cases[:1], test=data.cases[1:])
+    assert [c.id for c in split_cases(kept).test] == ["b"]
+
+
+def test_patches_are_the_same_whenever_they_are_made(prepared, transforms):
+    first = PatchDataset(prepared, ["a", "a", "b"], transforms, seed=3)
+    second = PatchDataset(prepared, ["a", "a", "b"], transforms, seed=3)
     for n in (4, 0, 9):
         a, b = first[n], second[n]
         assert a["image"].shape == (3, 32, 32, 32)
@@ -62,15 +82,25 @@ def test_patches_are_the_same_whenever_they_are_made(prepared):
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["label"], b["label"])
         assert set(a["label"].unique().tolist()) <= {0.0, 1.0}
-    other = PatchDataset(prepared, ["a", "a", "b"], SMALL.transforms(), seed=4)
+    other = PatchDataset(prepared, ["a", "a", "b"], transforms, seed=4)
     assert not torch.equal(other[0]["image"], first[0]["image"])
-    assert [n for n, _ in zip(CountingSampler(7), range(3), strict=False)] == [7, 8, 9]
+    assert first_numbers(CountingSampler(7, 1), 3) == [7, 8, 9]
 
 
-def test_augmentation_uses_the_whole_range_of_each_setting(prepared):
+def first_numbers(sampler, count):
+    return [n for n, _ in zip(sampler, range(count), strict=False)]
+
+
+def test_processes_that_train_together_share_the_patches_of_each_step():
+    alone = first_numbers(CountingSampler(5, 4), 8)
+    ranks = [first_numbers(CountingSampler(5, 2, rank, 2), 4) for rank in (0, 1)]
+    assert ranks == [[20, 21, 24, 25], [22, 23, 26, 27]]
+    assert sorted(ranks[0] + ranks[1]) == alone
+
+
+def test_augmentation_uses_the_whole_range_of_each_setting(prepared, transforms):
     from monai.transforms import RandAdjustContrastd
 
-    transforms = SMALL.transforms()
     contrast = next(
         t for outer in transforms.transforms for t in getattr(
             getattr(outer, "transform", None), "transforms", [])
@@ -87,9 +117,15 @@ def test_augmentation_uses_the_whole_range_of_each_setting(prepared):
     assert max(gammas) > 1.45
 
 
-def test_every_patient_is_drawn_equally_often(prepared):
-    patches = PatchDataset(prepared, ["a", "a", "b"], SMALL.transforms(), seed=1)
-    assert patches.shares.tolist() == [0.25, 0.25, 0.5]
+def test_every_patient_is_drawn_equally_often(prepared, transforms):
+    patches = PatchDataset(prepared, ["a", "a", "b"], transforms, seed=1)
+    assert patches.shares[""].tolist() == [0.25, 0.25, 0.5]
+    of_two = PatchDataset(prepared, ["a", "a", "b"], transforms, 1, ["ct", "mr", "mr"])
+    assert {m: s.tolist() for m, s in of_two.shares.items()} == {
+        "ct": [1, 0, 0], "mr": [0, 0.5, 0.5],
+    }  # fmt: skip
+    item = of_two[0]
+    assert item["ct"]["image"].shape == item["mr"]["image"].shape == (3, 32, 32, 32)
 
 
 def test_scanner_changes_stay_inside_the_foreground(prepared):
@@ -120,11 +156,10 @@ def test_dropped_inputs_are_zero_as_often_as_stated():
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
-    budget = Budget(None, 1000)
-    rate = BudgetedLearningRate(budget, 1e-3, warmup_steps=10)
-    assert rate.at(0) == pytest.approx(1e-4, rel=0.02)
-    assert rate.at(500) == pytest.approx(1e-3 * 0.51)
-    assert rate.at(1000) == pytest.approx(1e-5)
+    recipe = RSANetRecipe(learning_rate=1e-3, warmup_steps=10)
+    assert recipe.learning_rate_at(0, 0) == pytest.approx(1e-4, rel=0.02)
+    assert recipe.learning_rate_at(0.5, 500) == pytest.approx(1e-3 * 0.51)
+    assert recipe.learning_rate_at(1, 1000) == pytest.approx(1e-5)
 
 
 def test_the_running_mean_is_its_formula_by_hand():
@@ -178,24 +213,23 @@ def test_a_training_goes_on_after_a_break_with_the_same_losses(ms_cases, tmp_pat
         return progress
 
     whole, broken, resumed = {}, {}, {}
-    options = {"test_patients": ["b"], "steps": 12, "device": "cpu", "workers": 0, "seed": 5}
-    train(SMALL, ms_cases, tmp_path / "whole", progress=losses_into(whole), **options)
+    plan = Plan(test=["b"], steps=12, device="cpu", workers=0, seed=5)
+    again = dataclasses.replace(plan, resume=True)
+    train(SMALL, ms_cases, tmp_path / "whole", plan, losses_into(whole))
     with pytest.raises(Stopped):
-        train(SMALL, ms_cases, tmp_path / "broken", progress=losses_into(broken, 6), **options)
+        train(SMALL, ms_cases, tmp_path / "broken", plan, losses_into(broken, 6))
     with pytest.raises(SettingError, match="holds a training already"):
-        train(SMALL, ms_cases, tmp_path / "broken", **options)
-    run = train(
-        SMALL, ms_cases, tmp_path / "broken", progress=losses_into(resumed), resume=True, **options
-    )
+        train(SMALL, ms_cases, tmp_path / "broken", plan)
+    run = train(SMALL, ms_cases, tmp_path / "broken", again, losses_into(resumed))
     assert sorted(resumed) == list(range(7, 13))
     with pytest.raises(SettingError, match="has used up its budget"):
-        train(SMALL, ms_cases, tmp_path / "broken", resume=True, **{**options, "steps": 6})
+        train(SMALL, ms_cases, tmp_path / "broken", dataclasses.replace(again, steps=6))
     # The reported loss is the mean since the start of the process: undo it to compare steps.
     own = {step: step * whole[step] - (step - 1) * whole.get(step - 1, 0) for step in whole}
-    again = {
+    later = {
         step: (step - 6) * resumed[step] - (step - 7) * resumed.get(step - 1, 0) for step in resumed
     }
-    for step, loss in again.items():
+    for step, loss in later.items():
         assert loss == pytest.approx(own[step], abs=1e-4)
     assert run.folder.description.training.steps == 12
     a, b = (ModelFolder.read(tmp_path / n / "model").load_network() for n in ("whole", "broken"))
@@ -204,12 +238,13 @@ def test_a_training_goes_on_after_a_break_with_the_same_losses(ms_cases, tmp_pat
     assert any((tmp_path / "whole" / "curves").glob("events.out.tfevents*"))
     (tmp_path / "broken" / "last.ckpt").unlink()
     with pytest.raises(OutputError, match="exists already"):
-        train(SMALL, ms_cases, tmp_path / "broken", **options)
+        train(SMALL, ms_cases, tmp_path / "broken", plan)
 
 
 @pytest.mark.slow
 def test_a_training_ends_with_its_minutes_and_writes_a_sound_model(ms_cases, tmp_path):
-    run = train(SMALL, ms_cases, tmp_path / "r", ["a"], minutes=0.1, device="cpu", workers=0)
+    plan = Plan(test=["a"], minutes=0.1, device="cpu", workers=0)
+    run = train(SMALL, ms_cases, tmp_path / "r", plan)
     assert run.folder.description.training.minutes < 0.6
     run.folder.verify()
     content = json.loads((run.folder.path / "model.json").read_text())
@@ -220,15 +255,17 @@ def test_a_training_ends_with_its_minutes_and_writes_a_sound_model(ms_cases, tmp
     assert content["weights"]["commercial_use"] is True
 
 
-def test_weights_from_data_of_unknown_licence_allow_nothing(ms_cases):
-    known = find_cases(ms_cases, SMALL.keys)
-    unknown = dataclasses.replace(known[0], source="our_hospital")
-    assert weights_terms(known) == {"license": "CC BY", "commercial_use": True}
-    assert weights_terms([*known, unknown]) == {"license": "not stated", "commercial_use": False}
+def test_weights_from_data_of_unknown_licence_allow_nothing(data):
+    unknown = dataclasses.replace(data.cases[0], site="our_hospital")
+    assert weights_terms(data, data.cases) == {"license": "CC BY", "commercial_use": True}
+    mixed = dataclasses.replace(
+        data, cases=[*data.cases, unknown], license="not stated", commercial_use=False
+    )
+    assert weights_terms(mixed, mixed.cases) == {"license": "not stated", "commercial_use": False}
 
 
 @pytest.mark.slow
-def test_it_learns_a_real_patch_by_heart(prepared):
+def test_it_learns_a_real_patch_by_heart(prepared, data):
     torch.manual_seed(1)
     case = prepared[0]
     lesion = case["label"][0].nonzero()
@@ -241,8 +278,9 @@ def test_it_learns_a_real_patch_by_heart(prepared):
     x = torch.cat([case[key][box] for key in SMALL.keys])[None]
     y = case["label"][box][None]
     assert y.sum() > 100
-    network = RSANetRecipe(width=8, norm_groups=4).network()
-    loss = SMALL.loss_function(0.02)
+    recipe = RSANetRecipe(width=8, norm_groups=4)
+    network = recipe.network(recipe.description(data, RECORD))
+    loss = LesionLoss(0.02, "swapped")
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for _ in range(300):
         optimizer.zero_grad()
@@ -253,9 +291,16 @@ def test_it_learns_a_real_patch_by_heart(prepared):
 
 
 def test_a_training_without_budget_or_checkpoint_is_refused(ms_cases, tmp_path):
+    def started(**options):
+        train(SMALL, ms_cases, tmp_path / "r", Plan(**options))
+
     with pytest.raises(SettingError, match="no budget"):
-        train(SMALL, ms_cases, tmp_path / "r", [])
+        started()
+    with pytest.raises(SettingError, match="steps is 0"):
+        started(steps=0)
+    with pytest.raises(SettingError, match="nothing says when to stop early"):
+        started(steps=2, early_stop=1)
     with pytest.raises(SettingError, match="to resume from"):
-        train(SMALL, ms_cases, tmp_path / "r", [], steps=2, resume=True)
-    with pytest.raises(SettingError, match="no device 'tpu'"):
-        train(SMALL, ms_cases, tmp_path / "r", [], steps=2, device="tpu")
+        started(steps=2, resume=True)
+    with pytest.raises(DeviceError, match="no device 'tpu'"):
+        started(steps=2, device="tpu")

@@ -1,5 +1,6 @@
 """The user gives each input its volume by hand, and is told what is to be said about them."""
 
+import shutil
 import time
 
 import numpy as np
@@ -91,6 +92,31 @@ def test_what_the_user_chose_is_never_overridden(host, panel, part, addSample, f
     host.click(part._ui.autoMatchButton)
     looked(host, part)
     assert names(part) == {"t1": "MS T1", "t2": "MS T2", "flair": "FLAIR"}
+
+
+def test_choosing_one_of_several_images_empties_the_other_rows(
+    host, panel, medsegFolders, ct_or_mr_model, abdomen
+):
+    from medsegcore.models.store import user_folder
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    shutil.copytree(ct_or_mr_model.path, user_folder() / "ct-or-mr")
+    panel.modelPart.refresh()
+    panel.modelPart.choose("ct-or-mr")
+    part = panel.inputsPart
+    for key, image in abdomen.items():
+        volumeNodeFromImage(image, f"Abdomen {key.upper()}", slicer.mrmlScene)
+    host.waitUntil(lambda: len(names(part)) == 1)
+    looked(host, part)
+    assert part.reason() == ""
+    for key in ("mr", "ct"):
+        host.choose(selector(part, key), f"Abdomen {key.upper()}")
+        looked(host, part)
+        assert names(part) == {key: f"Abdomen {key.upper()}"}
+        assert panel.runPart._ui.segmentButton.enabled
+    host.choose(selector(part, "ct"), "None")
+    looked(host, part)
+    assert part.reason() == "The model needs one image: choose a volume for CT or MR."
 
 
 def test_one_volume_twice_stops_the_run_with_its_reason(host, panel, part, addSample):

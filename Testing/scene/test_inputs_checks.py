@@ -59,6 +59,19 @@ def test_what_is_missing_stops_or_is_explained(ms, nodes, checks):
     assert not checks.canRun(checks.check(ms, {}))
 
 
+def test_a_model_that_takes_one_image_wants_exactly_one(core, ct_or_mr_model, abdomen, checks):
+    d = ct_or_mr_model.description
+    nodes = {key: volumeNodeFromImage(image, key, core.scene) for key, image in abdomen.items()}
+    for key, node in nodes.items():
+        assert checks.canRun(checks.check(d, {key: node}))
+    for given in (nodes, {}):
+        findings = checks.check(d, given)
+        assert bad(findings)["", "one_of"] == "error"
+    assert (
+        text(findings, "", "one_of") == "The model needs one image: choose a volume for CT or MR."
+    )
+
+
 def test_one_volume_for_two_inputs_stops(ms, nodes, checks):
     nodes["t2"] = nodes["t1"]
     findings = checks.check(ms, nodes)

@@ -186,6 +186,13 @@ def test_a_near_second_is_named(core, small, ms):
     assert [c.node.GetName() for c in found.alternatives] == ["FLAIR repeated"]
 
 
+def test_a_model_that_takes_one_image_gets_one(core, ct_or_mr_model, abdomen):
+    node = volumeNodeFromImage(abdomen["mr"], "Abdomen MR", core.scene)
+    found = InputMatcher(core.scene).match(ct_or_mr_model.description)
+    assert (found["mr"].node, found["ct"].node) == (node, None)
+    assert found["ct"].why == "Not needed: the model takes one image."
+
+
 def test_results_label_maps_and_hidden_volumes_are_no_candidates(core, small, flair, ms):
     volumeNodeFromImage(small["t1"], "T1 attention", core.scene).SetAttribute(ROLE, "attention")
     hidden = volumeNodeFromImage(small["t1"], "T1", core.scene)

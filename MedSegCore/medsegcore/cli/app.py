@@ -137,24 +137,45 @@ def _add_models(app: typer.Typer, console: Console) -> None:
 def _add_train(app: typer.Typer, console: Console) -> None:
     @app.command()
     def train(
-        data: Annotated[Path, typer.Option(help="Folder of cases.")],
-        out: Annotated[Path, typer.Option(help="Folder of the run; the model is in its model/.")],
+        data: Annotated[
+            Path, typer.Option(help="nnU-Net raw or Decathlon data set, or a folder of cases.")
+        ],
+        out: Annotated[
+            Path, typer.Option(help="Folder of the run; the model is in its model/.")
+        ] = Path("runs/training"),
         recipe: Annotated[str, typer.Option(help="Name of a recipe.")] = "rsanet",
         test: Annotated[
             list[str] | None, typer.Option(help="Patient to keep for testing; may be repeated.")
         ] = None,
+        validate: Annotated[
+            list[str] | None,
+            typer.Option(help="Patient to choose the best weights by; may be repeated."),
+        ] = None,
         minutes: Annotated[float | None, typer.Option(help="Budget in minutes.")] = None,
         steps: Annotated[int | None, typer.Option(help="Budget in steps.")] = None,
+        validate_every: Annotated[
+            int | None, typer.Option(help="Steps; a twentieth of the budget if absent.")
+        ] = None,
+        early_stop: Annotated[
+            int | None, typer.Option(help="End after so many validations without a better one.")
+        ] = None,
         setting: Annotated[
             list[str] | None,
             typer.Option("--set", help="Setting of the recipe, e.g. width=12; may be repeated."),
         ] = None,
         device: Device = "auto",
+        devices: Annotated[int, typer.Option(help="How many, on each computer.")] = 1,
+        nodes: Annotated[int, typer.Option(help="Computers, as Slurm or torchrun start them.")] = 1,
+        precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
         seed: Annotated[int, typer.Option(help="Of weights and patches.")] = 1,
         workers: Annotated[int, typer.Option(help="Processes that make patches.")] = 1,
         resume: Annotated[
             bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")
         ] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+        ] = False,
+        label: Annotated[str, typer.Option(help="Masks' name in a folder of cases.")] = "lesion",
         limit: Annotated[
             list[str] | None,
             typer.Option(help="A sentence for the card's limits; may be repeated."),
@@ -163,15 +184,17 @@ def _add_train(app: typer.Typer, console: Console) -> None:
             str | None, typer.Option("--id", help="Id of the new model; the recipe's if absent.")
         ] = None,
     ) -> None:
-        """Train a model on a folder of cases, measure it, and write a model folder."""
+        """Train a model on a data set, measure it, and write a model folder."""
         from medsegcore.cli.train import run_train
 
         run_train(
-            console, recipe, setting or [],
+            console, recipe, setting or [], data, out, dry_run,
             {
-                "data": data, "out": out, "test_patients": test or [], "minutes": minutes,
-                "steps": steps, "device": device, "seed": seed, "workers": workers,
-                "resume": resume, "limits": limit or [], "model_id": model_id,
+                "test": test or [], "validation": validate or [], "minutes": minutes,
+                "steps": steps, "validate_every": validate_every, "early_stop": early_stop,
+                "device": device, "devices": devices, "nodes": nodes, "precision": precision,
+                "seed": seed, "workers": workers, "resume": resume, "label": label,
+                "limits": limit or [], "model_id": model_id,
             },
         )  # fmt: skip
 

@@ -34,7 +34,7 @@ def run_evaluate(
     )
     from medsegcore.files import write_file
     from medsegcore.inference.predictor import Predictor
-    from medsegcore.training.cases import find_cases
+    from medsegcore.training.datasets import read_dataset
 
     keys = [spec.key for spec in folder.description.inputs]
     if baseline is not None and baseline not in keys:
@@ -42,7 +42,7 @@ def run_evaluate(
             f"The model has no input '{baseline}' to take thresholds of.",
             f"Its inputs: {', '.join(keys)}.",
         )
-    cases = find_cases(data, keys, label)
+    cases = [c for c in read_dataset(data, label, keys).cases if c.label is not None]
     unknown = set(patients) - {case.patient for case in cases}
     if unknown:
         raise MissingInputError(
@@ -53,7 +53,7 @@ def run_evaluate(
     other = None if against is None else read_figures(against)
     rows = evaluate_model(
         Predictor(folder, device),
-        [(case.id, case.images, case.label) for case in cases],
+        [(case.id, case.images, case.label) for case in cases if case.label is not None],
         baseline=baseline,
         mirror=mirror,
         thresholds=thresholds,

@@ -2,31 +2,40 @@
 
 import dataclasses
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from medsegcore.cli.app import recipe_settings
 from medsegcore.cli.console import Console
 from medsegcore.errors import SettingError
 
+if TYPE_CHECKING:
+    from medsegcore.training.recipes import Recipe
 
-def run_train(console: Console, recipe: str, settings: list[str], options: dict[str, Any]) -> None:
+
+def run_train(
+    console: Console,
+    recipe: str,
+    settings: list[str],
+    data: Path,
+    out: Path,
+    dry_run: bool,
+    options: dict[str, Any],
+) -> None:
     """Train, measure on all cases, and write the figures into the model folder."""
     console.say("Loading the training libraries ...")
-    from medsegcore.training.recipes import RECIPES
+    from medsegcore.training.rehearsal import rehearse
     from medsegcore.training.report import measure
+    from medsegcore.training.setup import Plan
     from medsegcore.training.trainer import train
 
-    if recipe not in RECIPES:
-        raise SettingError(
-            f"There is no recipe '{recipe}'.", f"Recipes: {', '.join(sorted(RECIPES))}."
-        )
-    chosen = recipe_settings(settings)
-    known = [field.name for field in dataclasses.fields(RECIPES[recipe])]
-    for name in chosen:
-        if name not in known:
-            raise SettingError(
-                f"The recipe '{recipe}' has no setting '{name}'.", f"Settings: {', '.join(known)}."
-            )
+    chosen = make_recipe(recipe, settings)
+    plan = Plan(**options)
+    if dry_run:
+        for line in rehearse(chosen, data, plan).lines(plan):
+            console.say(line)
+            console.event("plan", text=line)
+        return
     last = 0.0
 
     def progress(step: int, loss: float, done: float, left: float | None) -> None:
@@ -36,7 +45,11 @@ def run_train(console: Console, recipe: str, settings: list[str], options: dict[
             console.progress(f"step {step}, loss {loss:.3f}" if console.machine else "train",
                              round(done, 4), 1, left)  # fmt: skip
 
-    run = train(RECIPES[recipe](**chosen), progress=progress, **options)
+    run = train(chosen, data, out, plan, progress)
+    if run is None:
+        return
+    for note in run.notes:
+        console.say(note)
     folder = measure(
         run,
         device=options["device"],
@@ -44,6 +57,25 @@ def run_train(console: Console, recipe: str, settings: list[str], options: dict[
     )
     console.event("result", folder=str(folder.path))
     for metric in folder.description.metrics:
-        if metric.name == "Dice":
-            console.say(f"Dice {metric.value:.3f}  {metric.case} ({metric.how})")
+        if metric.name.endswith("Dice"):
+            console.say(f"{metric.name} {metric.value:.3f}  {metric.case} ({metric.how})")
     console.say(f"The model is in {folder.path}; its card is README.md there.")
+
+
+def make_recipe(name: str, settings: list[str]) -> "Recipe":
+    """The recipe of that name with settings such as "width=12"; SettingError otherwise."""
+    from medsegcore.training.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise SettingError(
+            f"There is no recipe '{name}'.", f"Recipes: {', '.join(sorted(RECIPES))}."
+        )
+    chosen = recipe_settings(settings)
+    known = [field.name for field in dataclasses.fields(RECIPES[name])]
+    for setting in chosen:
+        if setting not in known:
+            raise SettingError(
+                f"The recipe '{name}' has no setting '{setting}'.",
+                f"Settings: {', '.join(known)}.",
+            )
+    return RECIPES[name](**chosen)

@@ -16,6 +16,7 @@ from medsegcore.imaging.io import (
     list_volumes,
     read_dicom_series,
     read_dicom_slices,
+    read_grid,
     read_image,
     write_image,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "reference_grid",
     "read_dicom_series",
     "read_dicom_slices",
+    "read_grid",
     "read_image",
     "register",
     "reorient",

@@ -22,7 +22,8 @@ from medsegcore.errors import (
     OutputError,
     UnreadableImageError,
 )
-from medsegcore.imaging.image import Image, from_sitk, to_sitk
+from medsegcore.imaging.geometry import Grid
+from medsegcore.imaging.image import LPS_TO_RAS, Image, from_sitk, to_sitk
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -83,6 +84,27 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
             f"'{path}' has complex values.", "Export the magnitude as a volume of its own."
         )
     return from_sitk(_chosen_volume(image, volume, path), _plain_name(path))
+
+
+def read_grid(path: str | Path) -> Grid:
+    """Where the volume of a file lies, from its header alone where that says so.
+
+    Raises:
+        UnreadableImageError, GeometryError, ...: as `read_image`.
+    """
+    file = Path(file_and_volume(path)[0])
+    if file.is_dir():
+        return read_image(file).grid
+    reader = _opened(file)
+    n = reader.GetDimension()
+    if n < 3:
+        return read_image(path).grid
+    lps = np.eye(4)
+    direction = np.array(reader.GetDirection()).reshape(n, n)[:3, :3]
+    lps[:3, :3] = direction * np.array(reader.GetSpacing()[:3])
+    lps[:3, 3] = reader.GetOrigin()[:3]
+    i, j, k = reader.GetSize()[:3]
+    return Grid((k, j, i), LPS_TO_RAS @ lps)
 
 
 def file_and_volume(path: str | Path) -> tuple[str | Path, int | None]:

@@ -1,5 +1,6 @@
 """The one way from images through a model to a result."""
 
+import functools
 import itertools
 import platform
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import medsegcore
 from medsegcore.errors import CancelledError, ModelSchemaError, OutOfMemoryError, SettingError
@@ -28,7 +29,7 @@ from medsegcore.inference.preprocess import Prepared, check_keys, prepare, with_
 from medsegcore.inference.result import Result, check_thresholds
 from medsegcore.inference.tiling import Tiling, plan_tiles, smaller_tile, tile_weights
 from medsegcore.inference.uncertainty import SPREAD, entropy_map
-from medsegcore.models import AttentionSpec, ModelFolder, ModelStore
+from medsegcore.models import AttentionSpec, ModelDescription, ModelFolder, ModelStore
 
 Progress = Callable[[str, int, int, float | None], None]
 STAGES = ("prepare", "segment", "restore", "measure")
@@ -55,15 +56,43 @@ class Predictor:
     ):
         if not isinstance(model_folder, ModelFolder):
             model_folder = ModelStore().find(model_folder)
-        self.folder = model_folder
-        self.description = model_folder.description
-        self.device = choose_device(device)
-        self.dtype = choose_precision(precision, self.device)
-        network = model_folder.load_network()
+        where = choose_device(device)
+        dtype = choose_precision(precision, where)
+        self._take(model_folder.description, model_folder.load_network(), where, dtype)
+
+    @classmethod
+    def of(
+        cls,
+        description: ModelDescription,
+        network: nn.Module,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> "Predictor":
+        """A predictor of a network in memory, e.g. one in training; it has to be in eval mode."""
+        predictor = cls.__new__(cls)
+        where = choose_device(device)
+        predictor._take(description, network, where, choose_precision(precision, where))
+        return predictor
+
+    def _take(
+        self,
+        description: ModelDescription,
+        network: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.description, self.device, self.dtype = description, device, dtype
         if network.dimensions != (2 if self.description.grid.flat else 3):
             raise ModelSchemaError(
                 f"The network '{self.description.network.name}' works in {network.dimensions}D "
                 f"but the grid of the model says {self.description.grid.dimensionality}.",
+                "Ask whoever made the model to correct model.json.",
+            )
+        inputs = len(self.description.inputs)
+        if self.description.one_of and getattr(network.config, "modalities", None) != inputs:
+            raise ModelSchemaError(
+                f"The model takes one of {inputs} inputs but its network "
+                f"'{self.description.network.name}' does not tell as many modalities apart.",
                 "Ask whoever made the model to correct model.json.",
             )
         # 3D convolutions run twice as fast so on CPUs.
@@ -187,9 +216,12 @@ class Predictor:
         shape = prepared.tensor.shape[1:]
         tiling = plan_tiles(shape, grid, tile)
         missing = [n - s for n, s in zip(tiling.padded, shape, strict=True)]
-        volume = np.pad(prepared.tensor, [(0, 0), *((0, n) for n in missing)])
+        volume = prepared.tensor
         if grid.neighbours:
+            # Before the padding: the last slice is followed by itself, as in training.
             volume = with_neighbours(volume, grid.neighbours)
+        volume = np.pad(volume, [(0, 0), *((0, n) for n in missing)])
+        network = functools.partial(self.network, **prepared.options)
         collected = _Collected(specs, tiling)
         weights = tile_weights(tiling.tile, grid)
         weight_sum = np.zeros(tiling.padded, np.float32)
@@ -198,7 +230,7 @@ class Predictor:
         clock.begin("segment", len(tiling.starts) * len(flips))
         for start, box in zip(tiling.starts, tiling.boxes(), strict=True):
             x = self._tensor(volume[(slice(None), *box)])
-            answer, maps = self._one_tile(x, flips, specs, clock)
+            answer, maps = self._one_tile(network, x, flips, specs, clock)
             if total is None:
                 total = np.zeros((answer.shape[0], *tiling.padded), np.float32)
             total[(slice(None), *box)] += answer * weights
@@ -217,7 +249,12 @@ class Predictor:
         return x.contiguous(memory_format=self.layout)
 
     def _one_tile(
-        self, x: Tensor, flips: list[tuple[int, ...]], specs: list[AttentionSpec], clock: "_Clock"
+        self,
+        network: Callable[..., Any],
+        x: Tensor,
+        flips: list[tuple[int, ...]],
+        specs: list[AttentionSpec],
+        clock: "_Clock",
     ) -> tuple[np.ndarray, dict[str, Tensor]]:
         """Probabilities [class, k, j, i] of a tile, and the maps that `specs` ask for."""
         attention = any(spec is not SPREAD for spec in specs)
@@ -231,9 +268,9 @@ class Predictor:
             ):
                 # The mirrored views attend to mirrored places: only the plain one is shown.
                 if attention and not axes:
-                    logits, maps = self.network(x, with_attention=True)
+                    logits, maps = network(x, with_attention=True)
                 else:
-                    logits = self.network(x.flip(axes) if axes else x)
+                    logits = network(x.flip(axes) if axes else x)
             probability = torch.softmax(logits.float(), dim=1)
             probability = probability.flip(axes) if axes else probability
             mean = probability if mean is None else mean + probability
@@ -310,7 +347,9 @@ class Predictor:
                 key: {"size_ijk": list(image.shape[::-1]), "spacing_mm": _rounded(image.grid)}
                 for key, image in prepared.raw.items()
             },
-            "missing_inputs": [key for key, there in prepared.present.items() if not there],
+            "missing_inputs": [
+                key for key, there in prepared.present.items() if not there and not d.one_of
+            ],
             "software": {
                 "medsegcore": medsegcore.__version__,
                 "torch": torch.__version__,

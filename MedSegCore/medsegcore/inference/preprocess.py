@@ -33,6 +33,7 @@ class Prepared:
 
     Attributes:
         tensor: float32 [channel, k, j, i], normalised; 0 outside of the foreground.
+        options: further arguments of the network's forward pass.
         grid: the model grid, cropped, that the tensor lies on.
         reference: the grid that the answer is wanted on.
         present: which inputs were given, by key.
@@ -45,6 +46,7 @@ class Prepared:
     reference: Grid
     present: dict[str, bool]
     raw: dict[str, Image]
+    options: dict[str, int]
     region: Region | None = None
 
 
@@ -55,12 +57,13 @@ def prepare(
 
     Args:
         description: the model.
-        images: Image by input key; optional inputs may be absent, they become 0.
+        images: Image by input key; optional inputs may be absent, they become 0. Where the model
+            takes one of its inputs, that one is the only channel.
         region: a box to work in, with as much around it as a tile holds. The intensities are
             normalised as without it, so that the same tissue looks the same to the network.
 
     Raises:
-        MissingInputError: a required input is absent, or a key that the model does not know.
+        MissingInputError: see `check_keys`.
         EmptyImageError, GeometryError: an image without content or with a bad geometry.
         OverlapError: an input has less than half of its field of view in common with the
             reference, or the region lies outside of it.
@@ -71,19 +74,22 @@ def prepare(
         region.check()
     for key, image in images.items():
         check_image(image, description.input(key).title)
-    reference = images[description.reference]
+    reference_key = description.reference_of(images)
+    assert reference_key is not None
+    reference = images[reference_key]
     for key, image in images.items():
-        if key != description.reference:
+        if key != reference_key:
             check_overlap(reference.grid, image.grid, description.input(key).title)
     raw = {key: without_nans(image) for key, image in images.items()}
     grid = model_grid(reference.grid, description.grid)
     channels, crop = [], None
     # The reference comes first because its foreground decides what is kept of the others.
-    first = description.input(description.reference)
+    first = description.input(reference_key)
     for spec in [first, *(s for s in description.inputs if s.key != first.key)]:
         if spec.key not in raw:
             continue
         array = resample(raw[spec.key], grid).array.astype(np.float32, copy=False)
+        array = windowed(array, spec.normalisation)
         inside = foreground(array, spec.normalisation, spec.title)
         if crop is None:
             crop = crop_box(inside, description.grid, grid.spacing)
@@ -95,15 +101,16 @@ def prepare(
     assert crop is not None
     by_key = dict(channels)
     shape = by_key[first.key].shape
-    tensor = np.stack(
-        [by_key.get(spec.key, np.zeros(shape, np.float32)) for spec in description.inputs]
-    )
+    keys = [spec.key for spec in description.inputs]
+    seen = [reference_key] if description.one_of else keys
+    tensor = np.stack([by_key.get(key, np.zeros(shape, np.float32)) for key in seen])
     return Prepared(
         tensor=tensor,
         grid=grid.crop(crop),
         reference=reference.grid,
-        present={spec.key: spec.key in raw for spec in description.inputs},
+        present={key: key in raw for key in keys},
         raw=raw,
+        options={"modality": keys.index(reference_key)} if description.one_of else {},
         region=region,
     )
 
@@ -135,13 +142,25 @@ def check_keys(description: ModelDescription, images: Collection[str]) -> None:
                 f"The model '{description.id}' has no input '{key}'.",
                 f"Its inputs: {', '.join(known)}.",
             )
+    if description.one_of and len(images) != 1:
+        raise MissingInputError(
+            f"The model '{description.id}' takes one of its inputs and got "
+            f"{' and '.join(images) or 'none'}.",
+            f"Give one of: {', '.join(f'{s.key} ({s.title})' for s in description.inputs)}.",
+        )
     for spec in description.inputs:
-        needed = spec.required or description.missing_input == "refuse"
-        if needed and spec.key not in images:
+        if description.needs(spec) and spec.key not in images:
             raise MissingInputError(
                 f"The model '{description.id}' needs the input '{spec.key}' ({spec.title}).",
                 "Give that volume, or choose another model.",
             )
+
+
+def windowed(array: np.ndarray, how: Normalisation) -> np.ndarray:
+    """The intensities from 0 on: cut to the window and without its low end."""
+    if how.window is None:
+        return array
+    return np.clip(array, *how.window) - np.float32(how.window[0])
 
 
 def foreground(array: np.ndarray, how: Normalisation, what: str) -> np.ndarray:

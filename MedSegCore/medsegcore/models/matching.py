@@ -130,12 +130,12 @@ def score_input(spec: InputSpec, facts: VolumeFacts, plane: str = "") -> Score:
 def match_inputs(description: ModelDescription, volumes: Sequence[VolumeFacts]) -> dict[str, Match]:
     """The best assignment of volumes to inputs over all; each volume is used once at most.
 
-    Inputs for which nothing fits get None. Volumes of different studies, or that lie elsewhere
-    than the reference, are not mixed.
+    Inputs for which nothing fits get None, and all but one where the model takes one. Volumes of
+    different studies, or that lie elsewhere than the reference, are not mixed.
     """
     plane = _wanted_plane(description)
     scores = [[score_input(spec, v, plane) for v in volumes] for spec in description.inputs]
-    options = _options(description, scores, volumes)
+    options = _single(scores) if description.one_of else _options(description, scores, volumes)
     assigned = options[0][1] if options else {}
     rivals = [found for total, found in options[1:] if total >= options[0][0] - NEAR]
     used = set(assigned.values())
@@ -149,6 +149,7 @@ def match_inputs(description: ModelDescription, volumes: Sequence[VolumeFacts]) 
         score = scores[row][chosen] if chosen is not None else Score(0.0)
         near = any(n not in used and s.value >= score.value - NEAR for n, s in others)
         rivalled = any(found.get(row, chosen) != chosen for found in rivals)
+        rivalled = rivalled or (description.one_of and bool(rivals))
         ambiguous = chosen is not None and (near or rivalled or "unclear" in score.notes)
         matches[spec.key] = Match(chosen, score, others, ambiguous)
     return matches
@@ -162,7 +163,7 @@ def _options(
     One for each volume that can be the reference and each study; without a reference, one for
     each study. Of equal ones the one that came first.
     """
-    row = [spec.key for spec in description.inputs].index(description.reference)
+    row = next(n for n, s in enumerate(description.inputs) if s.key == description.reference)
     anchors: list[int | None] = [n for n, s in enumerate(scores[row]) if s.value >= MINIMUM]
     studies = sorted({v.study for v in volumes if v.study}) or [""]
     options = []
@@ -178,6 +179,17 @@ def _options(
                 continue
             options.append(_assign(description, scores, allowed, places, (row, anchor)))
     return sorted((o for o in options if o[1]), key=lambda option: -option[0])
+
+
+def _single(scores: list[list[Score]]) -> list[tuple[float, dict[int, int]]]:
+    """As `_options`, where the model takes one of its inputs: one volume for one of them."""
+    found = [
+        (score.value, {row: n})
+        for row, of_input in enumerate(scores)
+        for n, score in enumerate(of_input)
+        if score.value >= MINIMUM
+    ]
+    return sorted(found, key=lambda option: -option[0])
 
 
 def _shared(volumes: Sequence[VolumeFacts], anchor: int | None, n: int) -> float:

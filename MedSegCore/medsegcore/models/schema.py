@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,9 +64,12 @@ class Normalisation(Part):
         zscore: mean, standard deviation;
         robust: median, interquartile range / 1.349;
         mode: position of the histogram's highest peak, its full width at half maximum / 2.355.
+    `window` is for images with values below 0, such as CT in HU: before all this x is cut to it
+    and its low end taken away, so that the air around the patient is 0.
     """
 
     method: Literal["zscore", "robust", "mode"]
+    window: tuple[float, float] | None = None
     foreground_share: Share = 0.02
     clip: tuple[float, float] = (-8.0, 12.0)
 
@@ -73,6 +77,8 @@ class Normalisation(Part):
     def _clip_is_ordered(self) -> "Normalisation":
         if not self.clip[0] < self.clip[1]:
             raise ValueError(f"clip {self.clip} has to be (low, high)")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"window {self.window} has to be (low, high)")
         return self
 
 
@@ -247,6 +253,11 @@ class ModelDescription(Part):
 
     Attributes:
         skull_stripped: whether the images have to be without the skull.
+        reference: the input on whose grid the answer lies; null with "one_of".
+        missing_input: what happens when an optional input is absent: "zero" puts zeros in its
+            place, "refuse" stops. With "one_of" exactly one of the inputs is given. It is the
+            reference and the network's only channel, and the network is told its position among
+            the inputs as `modality`.
     """
 
     schema_version: Literal[1] = 1
@@ -259,8 +270,8 @@ class ModelDescription(Part):
     network: NetworkSpec
     weights: WeightsSpec
     inputs: Annotated[list[InputSpec], Field(min_length=1)]
-    reference: Key
-    missing_input: Literal["zero", "refuse"]
+    reference: Key | None
+    missing_input: Literal["zero", "refuse", "one_of"]
     grid: GridSpec
     labels: Annotated[list[Label], Field(min_length=1)]
     attention: list[AttentionSpec]
@@ -285,11 +296,30 @@ class ModelDescription(Part):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"the {what} '{name}' is there twice")
+        if self.one_of:
+            if self.reference is not None or any(spec.required for spec in self.inputs):
+                raise ValueError("with one_of no input is required and the reference is null")
+            return self
         if self.reference not in keys:
             raise ValueError(f"the reference '{self.reference}' is none of the inputs {keys}")
         if not self.input(self.reference).required:
             raise ValueError(f"the reference input '{self.reference}' has to be required")
         return self
+
+    @property
+    def one_of(self) -> bool:
+        """Whether exactly one of the inputs is given."""
+        return self.missing_input == "one_of"
+
+    def needs(self, spec: InputSpec) -> bool:
+        """Whether nothing can be answered without that input."""
+        return spec.required or self.missing_input == "refuse"
+
+    def reference_of(self, given: Collection[str]) -> str | None:
+        """Key of the reference; with "one_of" the one of the inputs that is given, if any is."""
+        if self.reference is not None:
+            return self.reference
+        return next((spec.key for spec in self.inputs if spec.key in given), None)
 
     def input(self, key: str) -> InputSpec:
         """The input of that key (KeyError when there is none)."""

@@ -1,4 +1,4 @@
-"""Augmentation of 3D MR patches: shape, scanner and contrast, and missing inputs."""
+"""Augmentation of patches and slices: shape, scanner and contrast, and missing inputs."""
 
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -19,6 +19,7 @@ from monai.transforms import (
     Randomizable,
     RandSimulateLowResolutiond,
     RandSmoothFieldAdjustIntensityd,
+    SpatialPadd,
     Transform,
 )
 from torch import Tensor
@@ -120,7 +121,7 @@ class RandDropInputsd(MapTransform, Randomizable):
 
 
 class Stackd(Transform):
-    """The inputs, each [1, k, j, i], stacked to "image" [C, k, j, i]; "label" is kept."""
+    """The inputs, each [n, *space], stacked to "image" [C n, *space]; "label" is kept."""
 
     def __init__(self, keys: Sequence[str]):
         self.keys = list(keys)
@@ -132,13 +133,42 @@ class Stackd(Transform):
         }
 
 
-def scanner_transforms(key: str, patch: tuple[int, int, int]) -> Compose:
+class RandSliced(Randomizable, Transform):
+    """One slice of a case: inputs [2 n + 1, j, i] with its neighbours, the label [1, j, i].
+
+    Half of the slices are drawn from those with a label. Beyond the outermost slice it is
+    repeated, as at inference.
+
+    Args:
+        keys: inputs, each [1, k, j, i].
+        neighbours: slices n on each side, as in `GridSpec`.
+    """
+
+    def __init__(self, keys: Sequence[str], neighbours: int):
+        self.keys, self.neighbours = list(keys), neighbours
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        label = data["label"][0]
+        labelled = label.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+        wanted = self.R.random() < 0.5
+        k = int(self.R.choice(labelled if wanted and labelled else len(label)))
+        around = torch.arange(k - self.neighbours, k + self.neighbours + 1)
+        around = around.clamp(0, len(label) - 1)
+        return {**{key: data[key][0][around] for key in self.keys}, "label": label[k][None]}
+
+
+def scanner_transforms(key: str, patch: tuple[int, ...]) -> Compose:
     """Bias field, contrast, noise, resolution and blur of one input, each at random."""
     return Compose(
         [
             ToPositived(key),
             RandSmoothFieldAdjustIntensityd(
-                key, spatial_size=patch, rand_size=(4, 4, 4), pad=1, gamma=(0.7, 1.4), prob=0.5
+                key,
+                spatial_size=patch,
+                rand_size=(4,) * len(patch),
+                pad=1,
+                gamma=(0.7, 1.4),
+                prob=0.5,
             ),
             RandAdjustContrastd(key, prob=0.5, gamma=(0.6, 1.6), retain_stats=True),
             RandHistogramShiftd(key, num_control_points=(6, 12), prob=0.3),
@@ -154,23 +184,29 @@ def scanner_transforms(key: str, patch: tuple[int, int, int]) -> Compose:
 
 
 def training_transforms(
-    keys: Sequence[str], patch: tuple[int, int, int], drop: Mapping[str, float]
+    keys: Sequence[str],
+    patch: tuple[int, ...],
+    drop: Mapping[str, float],
+    image_key: str | None = None,
 ) -> Compose:
-    """From a whole prepared case to one augmented patch.
+    """From a whole prepared case (or slice) to one augmented patch.
 
     Args:
-        keys: input keys in the order of the network's channels; each [1, k, j, i], normalised.
-        patch: size (k, j, i) in voxels.
+        keys: input keys in the order of the network's channels; each [n, *space], normalised.
+        patch: its size in voxels, (k, j, i), or (j, i) of a slice. Smaller cases are padded.
         drop: probability of dropping an input, by key.
+        image_key: patches are cut where this input has something; the last one when None.
 
     Returns:
-        A transform of {key: tensor, "label": tensor} to a list of one {"image": [C, k, j, i],
-        "label": [1, k, j, i]}. One of two patches is centred on a lesion voxel.
+        A transform of {key: tensor, "label": tensor} to a list of one {"image": [C n, *space],
+        "label": [1, *space]}. One of two patches is centred on a labelled voxel.
     """
     every = [*keys, "label"]
     modes = ["bilinear"] * len(keys) + ["nearest"]
+    axes = len(patch)
     return Compose(
         [
+            SpatialPadd(every, patch),
             RandCropByPosNegLabeld(
                 every,
                 label_key="label",
@@ -178,17 +214,17 @@ def training_transforms(
                 pos=1,
                 neg=1,
                 num_samples=1,
-                image_key=keys[-1],
+                image_key=image_key or keys[-1],
                 image_threshold=0,
                 allow_smaller=False,
             ),
-            *(RandFlipd(every, prob=0.5, spatial_axis=axis) for axis in range(3)),
+            *(RandFlipd(every, prob=0.5, spatial_axis=axis) for axis in range(axes)),
             RandAffined(
                 every,
                 prob=0.5,
-                rotate_range=(0.3, 0.3, 0.3),
-                scale_range=(0.2, 0.2, 0.2),
-                shear_range=(0.08,) * 6,
+                rotate_range=(0.3,) * (3 if axes == 3 else 1),
+                scale_range=(0.2,) * axes,
+                shear_range=(0.08,) * (axes * (axes - 1)),
                 mode=modes,
                 padding_mode="zeros",
             ),
@@ -197,6 +233,23 @@ def training_transforms(
             Stackd(keys),
         ]
     )
+
+
+def slice_transforms(
+    keys: Sequence[str],
+    patch: tuple[int, int],
+    neighbours: int,
+    drop: Mapping[str, float],
+    image_key: str | None = None,
+) -> Compose:
+    """From a whole prepared case to one augmented slice, see `RandSliced`, `training_transforms`.
+
+    Args:
+        patch: size (j, i) in voxels.
+        neighbours: slices on each side that become channels.
+    """
+    sliced = RandSliced(keys, neighbours)
+    return Compose([sliced, *training_transforms(keys, patch, drop, image_key).transforms])
 
 
 class RandBSplineDeformd(MapTransform, Randomizable):

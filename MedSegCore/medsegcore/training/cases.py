@@ -1,137 +1,90 @@
-"""The training cases of a folder, and their patches."""
+"""Cases for training: which are trained on, validated on and tested on, and how they are loaded."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from monai.data import set_track_meta
-from monai.transforms import Compose
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 
-from medsegcore.errors import MissingInputError
+from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.imaging import read_image, resample
 from medsegcore.inference.preprocess import prepare
-from medsegcore.models import ModelDescription
-from medsegcore.training.augmentation import share_random_state
-
-# Licence and citation of the data sets that we know, by folder name; both allow commercial use.
-SOURCES = {
-    "open_ms": (
-        "CC BY",
-        "Lesjak Z, Pernus F, Likar B, Spiclin Z. A novel public MR image dataset of multiple "
-        "sclerosis patients with lesion segmentations based on multi-rater consensus. "
-        "Neuroinformatics 2017. doi 10.1007/s12021-017-9348-7",
-    ),
-    "mslesseg": (
-        "CC BY 4.0",
-        "Guarnera F, Rondinella A, Crispino E, et al. MSLesSeg. Sci Data 12, 920 (2025). "
-        "doi 10.1038/s41597-025-05250-y",
-    ),
-}
+from medsegcore.models import Label, ModelDescription
+from medsegcore.training.datasets import Case, Dataset
 
 
-@dataclass(frozen=True)
-class Case:
-    """One visit of one patient.
+class Split(NamedTuple):
+    """The cases of each use; no patient has two."""
 
-    Attributes:
-        id: the folder's name.
-        patient: the part of the id before the first "_": visits of one patient stay together.
-        source: the name of the folder above, i.e. the data set.
-        images: file by input key.
-        label: the reference mask's file.
-    """
-
-    id: str
-    patient: str
-    source: str
-    images: dict[str, Path]
-    label: Path
+    training: list[Case]
+    validation: list[Case]
+    test: list[Case]
 
 
-def find_cases(root: str | Path, keys: Sequence[str], label: str = "lesion") -> list[Case]:
-    """Every folder under `root` that holds `<label>.nii.gz` and the required `<key>.nii.gz`.
+def split_cases(
+    dataset: Dataset, test: Collection[str] = (), validation: Collection[str] = ()
+) -> Split:
+    """All visits of a patient go to one side; the data set's own test cases are among the test's.
+
+    Args:
+        test, validation: patients.
 
     Raises:
-        MissingInputError: there is none.
+        MissingInputError: such a patient has no case, or none is left to train on.
+        SettingError: a patient of both.
     """
-    cases = []
-    for file in sorted(Path(root).rglob(f"{label}.nii.gz")):
-        images = {key: file.with_name(f"{key}.nii.gz") for key in keys}
-        images = {key: path for key, path in images.items() if path.is_file()}
-        if images:
-            folder = file.parent
-            cases.append(
-                Case(folder.name, folder.name.split("_")[0], folder.parent.name, images, file)
-            )
-    if not cases:
-        raise MissingInputError(
-            f"There is no case with a '{label}.nii.gz' under '{root}'.",
-            f"Each case is a folder with {', '.join(f'{k}.nii.gz' for k in keys)} "
-            f"and {label}.nii.gz.",
+    cases = [case for case in dataset.cases if case.label is not None]
+    patients = {case.patient for case in cases}
+    for what, wanted in (("test", test), ("validation", validation)):
+        for patient in wanted:
+            if patient not in patients:
+                raise MissingInputError(
+                    f"The {what} patient '{patient}' has no case.",
+                    f"Patients: {', '.join(sorted(patients))}.",
+                )
+    if twice := sorted({*test} & {*validation}):
+        raise SettingError(
+            f"The patient '{twice[0]}' is named for testing and for validation.", "Choose one."
         )
-    return cases
+    training = [case for case in cases if case.patient not in (*test, *validation)]
+    if not training:
+        raise MissingInputError(
+            "No case is left to train on.", "Name fewer patients for testing and validation."
+        )
+    kept = patients - {*test}
+    own = [c for c in dataset.test if c.label is not None and c.patient not in kept]
+    return Split(
+        training,
+        [case for case in cases if case.patient in validation],
+        [*(case for case in cases if case.patient in test), *own],
+    )
 
 
 def load_case(case: Case, description: ModelDescription) -> dict[str, Tensor]:
-    """A case as the network sees it: {key: [1, k, j, i] normalised, "label": [1, k, j, i] 0/1}.
+    """A case as the network sees it: {key: [1, k, j, i] normalised, "label": [1, k, j, i]}.
 
-    The images go through the same `prepare` as at inference.
+    The images go through the same `prepare` as at inference. The label holds class numbers. Of a
+    model that takes one of its inputs, the others are left out.
     """
-    images = {key: read_image(path) for key, path in case.images.items()}
+    keys = [spec.key for spec in description.inputs]
+    images = {key: read_image(path) for key, path in case.images.items() if key in keys}
     prepared = prepare(description, images)
-    label = resample(read_image(case.label), prepared.grid, "nearest").array > 0
-    data = {
-        spec.key: torch.from_numpy(prepared.tensor[n])[None]
-        for n, spec in enumerate(description.inputs)
-    }
-    return {**data, "label": torch.from_numpy(label.astype(np.float32))[None]}
+    assert case.label is not None
+    label = resample(read_image(case.label), prepared.grid, "nearest").array
+    seen = [key for key in keys if prepared.present[key]] if description.one_of else keys
+    data = {key: torch.from_numpy(prepared.tensor[n])[None] for n, key in enumerate(seen)}
+    return {**data, "label": torch.from_numpy(class_numbers(label, description.labels))[None]}
 
 
-class PatchDataset(Dataset):
-    """Augmented patches; patch n is the same whenever and by whichever process it is made.
+def class_numbers(array: np.ndarray, labels: Sequence[Label]) -> np.ndarray:
+    """Label map to class numbers, float32: a lone label is all that is not 0.
 
-    Args:
-        cases: as `load_case` gives them.
-        patients: patient of each case; every patient is drawn equally often.
-        transforms: from a case to a list of one patch.
-        seed: of all random choices.
+    Values that are none of several labels are background.
     """
-
-    def __init__(
-        self,
-        cases: Sequence[Mapping[str, Tensor]],
-        patients: Sequence[str],
-        transforms: Compose,
-        seed: int,
-    ):
-        self.cases = list(cases)
-        self.transforms = transforms
-        self.seed = seed
-        shares = np.array([1 / patients.count(patient) for patient in patients])
-        self.shares = shares / shares.sum()
-        # Plain tensors: MONAI's metadata tracking costs time and its affine is not used here.
-        set_track_meta(False)
-
-    def __getitem__(self, n: int) -> dict[str, Tensor]:
-        state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, n])))
-        case = state.choice(len(self.cases), p=self.shares)
-        share_random_state(self.transforms, state)
-        patch = self.transforms(dict(self.cases[case]))[0]
-        return {name: patch[name].contiguous() for name in ("image", "label")}
-
-
-class CountingSampler(Sampler[int]):
-    """start, start + 1, ... without end: a resumed training goes on where it stopped."""
-
-    def __init__(self, start: int):
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        n = self.start
-        while True:
-            yield n
-            n += 1
+    if len(labels) == 1:
+        return (array > 0).astype(np.float32) * labels[0].value
+    values = np.rint(array)
+    return np.where(np.isin(values, [label.value for label in labels]), values, 0).astype(
+        np.float32
+    )

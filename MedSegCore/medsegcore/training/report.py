@@ -13,7 +13,7 @@ from medsegcore.errors import RunError
 from medsegcore.evaluation.evaluate import card_metrics, evaluate_model
 from medsegcore.inference.predictor import Predictor
 from medsegcore.models import ModelFolder, Timing
-from medsegcore.training.cases import Case
+from medsegcore.training.datasets import Case
 from medsegcore.training.trainer import TrainingRun, device_name
 
 
@@ -22,18 +22,19 @@ def measure(
     device: str = "auto",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> ModelFolder:
-    """Evaluate on the test and on the training cases; fill in figures, memory and timings."""
+    """Evaluate on the cases of each use; fill in figures, memory and timings."""
     predictor = Predictor(run.folder, device)
     baseline = run.folder.description.reference
     metrics = []
     for cases, how in (
         (run.test, "never trained on"),
+        (run.validation, "not trained on, but the weights were chosen by these cases"),
         (run.training, "trained on: says how well the model fits, not how well it works"),
     ):
         if cases:
-            rows = evaluate_model(predictor, _named(cases), baseline, progress=progress)
+            rows = evaluate_model(predictor, _named(run.folder, cases), baseline, progress=progress)
             metrics += card_metrics(rows, how)
-    case = (run.test or run.training)[0]
+    case = (run.test or run.validation or run.training)[0]
     megabytes, seconds = _cost(run.folder, case, device)
     where = device_name(str(predictor.device))
     description = run.folder.description.model_copy(
@@ -46,15 +47,21 @@ def measure(
     return run.folder.with_description(description)
 
 
-def _named(cases: list[Case]) -> list[tuple[str, dict[str, Path], Path]]:
-    return [(case.id, case.images, case.label) for case in cases]
+def _named(folder: ModelFolder, cases: list[Case]) -> list[tuple[str, dict[str, Path], Path]]:
+    return [(c.id, _inputs(folder, c), c.label) for c in cases if c.label is not None]
+
+
+def _inputs(folder: ModelFolder, case: Case) -> dict[str, Path]:
+    """Without channels of the data set that the model does not take."""
+    keys = [spec.key for spec in folder.description.inputs]
+    return {key: path for key, path in case.images.items() if key in keys}
 
 
 def _cost(folder: ModelFolder, case: Case, device: str) -> tuple[int, float]:
     """Peak memory in MB and seconds of one `medseg predict` in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="medseg-cost-") as out:
         command = [sys.executable, "-m", "medsegcore", "predict", "--model", str(folder.path)]
-        for key, path in case.images.items():
+        for key, path in _inputs(folder, case).items():
             command += [f"--{key}", str(path)]
         started = time.monotonic()
         process = subprocess.Popen(

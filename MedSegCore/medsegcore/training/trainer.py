@@ -1,45 +1,41 @@
-"""One training: from a folder of cases and a recipe to a model folder."""
+"""One training: from a data set and a recipe to a model folder."""
 
-import datetime
 import logging
+import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader
 
-from medsegcore.errors import MissingInputError, OutputError, SettingError
-from medsegcore.models import DatasetUse, ModelFolder, TrainingRecord
-from medsegcore.training.cases import (
-    SOURCES,
-    Case,
-    CountingSampler,
-    PatchDataset,
-    find_cases,
-    load_case,
-)
-from medsegcore.training.module import (
-    Budget,
-    BudgetedLearningRate,
-    RunningMean,
-    SegmentationModule,
-)
-from medsegcore.training.recipes import RSANetRecipe
+from medsegcore.errors import OutputError, SettingError
+from medsegcore.models import ModelFolder
+from medsegcore.training.budget import Budget, BudgetedLearningRate
+from medsegcore.training.datasets import Case, Dataset
+from medsegcore.training.module import RunningMean, SegmentationModule
+from medsegcore.training.patches import PatchLoader
+from medsegcore.training.provenance import data_use, size_of, weights_terms
+from medsegcore.training.recipes.base import Recipe
+from medsegcore.training.setup import Plan, Setup, set_up
+from medsegcore.training.validation import MONITOR, Validation
 
 Progress = Callable[[int, float, float, float | None], None]
-CHECKPOINT = "last.ckpt"
+LAST, BEST, MODEL, CACHE = "last.ckpt", "best.ckpt", "model", "cache"
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+ACCELERATORS = {"cpu": "cpu", "cuda": "gpu", "mps": "mps"}
+# Where a budget in minutes does not say how many steps a validation comes after.
+VALIDATE_EVERY = 200
 # Lightning announces devices and products; the caller has `progress`.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -48,14 +44,19 @@ class TrainingRun:
 
     Attributes:
         folder: the model folder, without figures.
-        training, test: the cases that were and were not trained on.
+        training, validation, test: the cases that were trained on, chosen by, and neither.
         last_loss: mean of the last 50 steps.
+        best_dice: of the validation; None without one.
+        notes: a sentence for each setting that the data and the machine decided.
     """
 
     folder: ModelFolder
     training: list[Case]
+    validation: list[Case]
     test: list[Case]
     last_loss: float
+    best_dice: float | None
+    notes: list[str]
 
 
 class _Report(Callback):
@@ -72,114 +73,155 @@ class _Report(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.losses.append(float(outputs["loss"]))
-        if self.progress is not None:
+        if self.progress is not None and trainer.is_global_zero:
             step = trainer.global_step
-            self.progress(
-                step, self.loss, self.budget.share_done(step), self.budget.seconds_left(step)
-            )
+            self.progress(step, self.loss, self.budget.done, self.budget.seconds_left(step))
 
 
 def train(
-    recipe: RSANetRecipe,
-    data: str | Path,
+    recipe: Recipe,
+    data: str | Path | Dataset,
     out: str | Path,
-    test_patients: list[str],
-    minutes: float | None = None,
-    steps: int | None = None,
-    device: str = "auto",
-    seed: int = 1,
-    workers: int = 1,
-    resume: bool = False,
-    limits: Sequence[str] = (),
-    model_id: str | None = None,
+    plan: Plan,
     progress: Progress | None = None,
-) -> TrainingRun:
-    """Train on every case of `data` but those of the test patients, and write a model folder.
+) -> TrainingRun | None:
+    """Train on every case but those of the test and validation patients; write a model folder.
+
+    It holds the weights that were the best in validation, or the last ones without validation.
 
     Args:
-        recipe: settings.
-        data: folder of cases (`find_cases`).
-        out: folder of the run: TensorBoard curves, `last.ckpt`, and the model in `model/`.
-        test_patients: never trained on.
-        minutes, steps: the budget; at least one of them.
-        device: "auto", "cpu", "cuda" or "mps".
-        seed: of the weights and of the patches.
-        workers: processes that make patches; 0 makes them in this one.
-        resume: go on from `last.ckpt` of `out`.
-        limits: sentences that the card is to have beside the recipe's own.
-        model_id: under which the model is to be found; the recipe's when None.
+        data: a data set, or a folder that `read_dataset` reads.
+        out: folder of the run: TensorBoard curves, checkpoints, and the model in `model/`.
         progress: called after each step with (step, loss, share done 0..1, seconds left or None).
 
+    Returns:
+        None in every process but the first, when several train together.
+
     Raises:
-        SettingError: no budget or none left, an unknown device, or nothing to resume.
-        MissingInputError: no case, or a test patient that is not there.
+        SettingError: no budget or none left, or nothing to resume.
+        MissingInputError: no case, or a patient that is not there.
+        DeviceError: a device or precision that cannot be had.
         OutputError: the model folder exists already.
     """
     out = Path(out)
-    _check_start(out, minutes, steps, resume)
-    training, test = split_cases(find_cases(data, recipe.keys), test_patients)
-    L.seed_everything(seed, verbose=False)
-    record = TrainingRecord(
-        recipe=recipe.name, date=datetime.date.today().isoformat(), minutes=0, steps=0,
-        device="", seed=seed, settings={k: _plain(v) for k, v in asdict(recipe).items()},
-    )  # fmt: skip
-    description = recipe.description(record)
-    prepared = [load_case(case, description) for case in training]
-    share = float(np.mean([case["label"].mean().item() for case in prepared]))
-    module = SegmentationModule(
-        recipe.network(),
-        recipe.loss_function(share),
-        recipe.learning_rate,
-        recipe.weight_decay,
-        seed,
-    )
-    budget = Budget(minutes, steps)
+    plan.check()
+    _check_start(out, plan.resume)
+    setup = set_up(recipe, data, plan, out / CACHE)
+    budget = Budget(plan.minutes, plan.steps)
     report = _Report(budget, progress)
-    trainer = _trainer(recipe, out, budget, report, device)
-    patches = PatchDataset(prepared, [c.patient for c in training], recipe.transforms(), seed)
-    loader = _Loader(patches, recipe.batch_size, workers)
-    done = _steps_done(out / CHECKPOINT) if resume else -1
-    with warnings.catch_warnings():
-        # An endless loader without length, and one that runs its workers in this very process.
-        warnings.filterwarnings("ignore", module="lightning.*")
-        # Histogram shifts of patches without contrast; they are then left as they are.
-        warnings.filterwarnings("ignore", message=".*same min and max.*")
-        trainer.fit(
-            module,
-            datamodule=loader,
-            ckpt_path=out / CHECKPOINT if resume else None,
-            weights_only=True,
-        )
+    module = SegmentationModule(setup.objective, setup.recipe.optimizer, plan.seed)
+    trainer = make_trainer(setup, plan, budget, [report, *_keepers(setup, plan, out)], out)
+    done = _steps_done(out / LAST) if plan.resume else -1
+    fit(trainer, module, setup, plan, out / LAST if plan.resume else None)
+    if not trainer.is_global_zero:
+        return None
     if trainer.global_step == done:
         # Without a step Lightning leaves the weights as they were, not their running mean.
         raise SettingError(
             f"The training in '{out}' has used up its budget.", "Give it more minutes or steps."
         )
-    record = record.model_copy(
-        update={
-            "minutes": round(budget.time_elapsed() / 60, 1),
-            "steps": trainer.global_step,
-            "device": device_name(str(trainer.strategy.root_device)),
-        }
+    best = None
+    if setup.split.validation and (out / BEST).is_file():
+        best = torch.load(out / BEST, map_location="cpu", weights_only=True)
+        module.load_state_dict(best["state_dict"])
+    folder = _export(setup, plan, out, module, budget, trainer)
+    return TrainingRun(
+        folder, *setup.split, report.loss, None if best is None else _best_dice(best), setup.notes
     )
-    description = description.model_copy(
-        update={
-            "training": record,
-            "data": data_use(training, test),
-            "limits": [_size_of(training), *description.limits, *limits],
-            "weights": description.weights.model_copy(update=weights_terms(training)),
-            **({"id": model_id} if model_id else {}),
-        }
-    )
-    folder = ModelFolder.write(out / MODEL, description, module.network, replace=resume)
-    return TrainingRun(folder, training, test, report.loss)
 
 
-def _check_start(out: Path, minutes: float | None, steps: int | None, resume: bool) -> None:
+def fit(
+    trainer: L.Trainer,
+    module: SegmentationModule,
+    setup: Setup,
+    plan: Plan,
+    checkpoint: Path | None = None,
+) -> None:
+    """Run Lightning's loop, without the warnings that are none here."""
+    assert setup.recipe.batch_size is not None
+    loader = PatchLoader(
+        setup.patches, setup.recipe.batch_size, plan.workers, len(setup.split.validation)
+    )
+    with warnings.catch_warnings():
+        # An endless loader without length, and one that runs its workers in this very process.
+        warnings.filterwarnings("ignore", module="lightning.*")
+        # Histogram shifts of patches without contrast; they are then left as they are.
+        warnings.filterwarnings("ignore", message=".*same min and max.*")
+        trainer.fit(module, datamodule=loader, ckpt_path=checkpoint, weights_only=True)
+
+
+def make_trainer(
+    setup: Setup, plan: Plan, budget: Budget, more: list[Callback], out: Path | None
+) -> L.Trainer:
+    """Lightning's trainer; it writes nothing when `out` is None."""
+    recipe, device = setup.recipe, setup.device
+    several = plan.devices * plan.nodes > 1
+    averaging = [RunningMean(recipe.ema_decay)] if recipe.ema_decay else []
+    return L.Trainer(
+        accelerator=ACCELERATORS[device.type],
+        devices=plan.devices if device.index is None else [device.index],
+        num_nodes=plan.nodes,
+        # An objective need not use all its parameters in each step.
+        strategy="ddp_find_unused_parameters_true" if several else "auto",
+        sync_batchnorm=several and device.type == "cuda",
+        use_distributed_sampler=False,
+        precision=PRECISIONS[setup.precision],  # type: ignore[arg-type]
+        max_steps=plan.steps if plan.steps is not None else -1,
+        gradient_clip_val=recipe.gradient_clip,
+        logger=TensorBoardLogger(out, name="", version="curves") if out else False,
+        callbacks=[
+            budget,
+            BudgetedLearningRate(budget, recipe.learning_rate_at),
+            *averaging,
+            *more,
+        ],
+        enable_checkpointing=out is not None,
+        val_check_interval=_interval(plan) if setup.split.validation else None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=None if setup.split.validation else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _interval(plan: Plan) -> int | timedelta:
+    """What lies between two validations."""
+    if plan.validate_every is not None:
+        return plan.validate_every
+    if plan.steps is not None:
+        return math.ceil(plan.steps / 20)
+    # Clocks differ between processes, and all have to validate at the same step.
+    if plan.devices * plan.nodes > 1 or plan.minutes is None:
+        return VALIDATE_EVERY
+    return timedelta(minutes=plan.minutes / 20)
+
+
+def _keepers(setup: Setup, plan: Plan, out: Path) -> list[Callback]:
+    """Callbacks for validation and checkpoints."""
+    keepers: list[Callback] = []
+    if setup.split.validation:
+        keepers.append(Validation(setup.description, setup.split.validation, setup.precision))
+        if plan.early_stop is not None:
+            keepers.append(EarlyStopping(MONITOR, mode="max", patience=plan.early_stop))
+        keepers.append(
+            ModelCheckpoint(
+                dirpath=out, filename=BEST.removesuffix(".ckpt"), monitor=MONITOR, mode="max",
+                enable_version_counter=False, save_on_train_epoch_end=False,
+            )
+        )  # fmt: skip
+    last = ModelCheckpoint(
+        dirpath=out, filename=LAST.removesuffix(".ckpt"), every_n_train_steps=50,
+        # All processes have to take part in saving, which one that failed alone cannot.
+        save_on_exception=plan.devices * plan.nodes == 1, enable_version_counter=False,
+    )  # fmt: skip
+    return [*keepers, last]
+
+
+def _check_start(out: Path, resume: bool) -> None:
     """Refuse what cannot end well before anything is loaded."""
-    if minutes is None and steps is None:
-        raise SettingError("The training has no budget.", "Give it minutes or steps.")
-    checkpoint = out / CHECKPOINT
+    checkpoint = out / LAST
     if resume and not checkpoint.is_file():
         raise SettingError(
             f"There is no '{checkpoint}' to resume from.", "Start the training without resuming."
@@ -196,121 +238,45 @@ def _steps_done(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
 
 
-class _Loader(L.LightningDataModule):
-    """Patches from where the trainer stands."""
-
-    def __init__(self, patches: PatchDataset, batch_size: int, workers: int):
-        super().__init__()
-        self.patches, self.batch_size, self.workers = patches, batch_size, workers
-
-    def train_dataloader(self) -> DataLoader:
-        done = self.trainer.global_step if self.trainer is not None else 0
-        return DataLoader(
-            self.patches,
-            batch_size=self.batch_size,
-            sampler=CountingSampler(done * self.batch_size),
-            num_workers=self.workers,
-            worker_init_fn=_one_thread,
-            prefetch_factor=4 if self.workers else None,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
-
-
-def _trainer(
-    recipe: RSANetRecipe, out: Path, budget: Budget, report: _Report, device: str
-) -> L.Trainer:
-    accelerators = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
-    if device not in accelerators:
-        raise SettingError(f"There is no device '{device}'.", "Use auto, cpu, cuda or mps.")
-    keep = ModelCheckpoint(
-        dirpath=out, filename=CHECKPOINT.removesuffix(".ckpt"), every_n_train_steps=50,
-        save_on_exception=True, enable_version_counter=False,
-    )  # fmt: skip
-    on_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
-    return L.Trainer(
-        accelerator=accelerators[device],
-        devices=1,
-        precision="bf16-mixed" if on_gpu else "32-true",
-        max_steps=budget.steps if budget.steps is not None else -1,
-        gradient_clip_val=recipe.gradient_clip,
-        logger=TensorBoardLogger(out, name="", version="curves"),
-        callbacks=[
-            budget,
-            BudgetedLearningRate(budget, recipe.learning_rate, recipe.warmup_steps),
-            RunningMean(recipe.ema_decay),
-            keep,
-            report,
-        ],
-        log_every_n_steps=10,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+def _best_dice(checkpoint: dict[str, Any]) -> float:
+    states = checkpoint["callbacks"].items()
+    return next(
+        float(state["best_model_score"])
+        for name, state in states
+        if name.startswith("ModelCheckpoint") and state["monitor"] == MONITOR
     )
 
 
-def split_cases(cases: list[Case], test_patients: list[str]) -> tuple[list[Case], list[Case]]:
-    """(training, test) cases; all visits of a patient go to one side.
-
-    Raises:
-        MissingInputError: a test patient has no case, or none is left to train on.
-    """
-    patients = {case.patient for case in cases}
-    for patient in test_patients:
-        if patient not in patients:
-            raise MissingInputError(
-                f"The test patient '{patient}' has no case.",
-                f"Patients: {', '.join(sorted(patients))}.",
-            )
-    training = [case for case in cases if case.patient not in test_patients]
-    if not training:
-        raise MissingInputError("No case is left to train on.", "Name fewer test patients.")
-    return training, [case for case in cases if case.patient in test_patients]
-
-
-def _size_of(training: list[Case]) -> str:
-    """What the card says first of a model's limits."""
-    patients = len({case.patient for case in training})
-    sources = len({case.source for case in training})
-    return (
-        f"Trained on {len(training)} cases of {patients} patients from {sources} "
-        f"data set{'s' if sources > 1 else ''}: how it does on other scanners and protocols is "
-        "not known."
+def _export(
+    setup: Setup,
+    plan: Plan,
+    out: Path,
+    module: SegmentationModule,
+    budget: Budget,
+    trainer: L.Trainer,
+) -> ModelFolder:
+    name = device_name(str(trainer.strategy.root_device))
+    record = setup.record.model_copy(
+        update={
+            "minutes": round(budget.time_elapsed() / 60, 1),
+            "steps": trainer.global_step,
+            "device": name if trainer.world_size == 1 else f"{trainer.world_size} x {name}",
+        }
     )
-
-
-def weights_terms(training: list[Case]) -> dict[str, str | bool]:
-    """The weights' licence: that of the training data when it is known, else nothing is allowed."""
-    licences = sorted({SOURCES[c.source][0] if c.source in SOURCES else "" for c in training})
-    if "" in licences:
-        return {"license": "not stated", "commercial_use": False}
-    return {"license": ", ".join(licences), "commercial_use": True}
-
-
-def data_use(training: list[Case], test: list[Case]) -> list[DatasetUse]:
-    """Which data sets were used for what, for the card."""
-    uses = []
-    splits: list[tuple[Literal["training", "test"], list[Case]]] = [
-        ("training", training),
-        ("test", test),
-    ]
-    for split, cases in splits:
-        for source in sorted({case.source for case in cases}):
-            of_source = [case for case in cases if case.source == source]
-            license_, citation = SOURCES.get(source, ("not stated", "not stated"))
-            uses.append(
-                DatasetUse(
-                    name=source,
-                    split=split,
-                    patients=sorted({case.patient for case in of_source}),
-                    cases=len(of_source),
-                    license=license_,
-                    citation=citation,
-                )
-            )
-    return uses
+    description, split = setup.description, setup.split
+    description = description.model_copy(
+        update={
+            "training": record,
+            "data": data_use(setup.data, split),
+            "limits": [size_of(split.training), *description.limits, *plan.limits],
+            "weights": description.weights.model_copy(
+                update=weights_terms(setup.data, split.training)
+            ),
+            **({"id": plan.model_id} if plan.model_id else {}),
+        }
+    )
+    network = module.objective.network
+    return ModelFolder.write(out / MODEL, description, network, replace=plan.resume)
 
 
 def device_name(device: str) -> str:
@@ -321,7 +287,3 @@ def device_name(device: str) -> str:
         return f"Apple GPU ({platform.machine()})"
     threads = min(torch.get_num_threads(), os.cpu_count() or 1)
     return f"CPU, {threads} threads ({platform.machine()})"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

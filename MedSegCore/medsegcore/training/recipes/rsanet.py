@@ -9,11 +9,14 @@ is beside the other lesions of the crop: with crops around lesions it answers to
 Batch normalisation, once trained, does not depend on what else is in a tile.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from monai.transforms import Compose
 from torch import nn
+from torch.optim import Optimizer
 
 from medsegcore.losses import LesionLoss
 from medsegcore.losses.rsanet import WeightForm
@@ -29,10 +32,18 @@ from medsegcore.models import (
     Normalisation,
     Terminology,
     TrainingRecord,
-    WeightsSpec,
 )
-from medsegcore.networks.rsanet import RSANet, RSANetConfig
+from medsegcore.networks import create_network
 from medsegcore.training.augmentation import training_transforms
+from medsegcore.training.datasets import Dataset
+from medsegcore.training.recipes.base import (
+    NO_WEIGHTS,
+    RESEARCH_ONLY,
+    DataFacts,
+    Recipe,
+    Supervised,
+    warm_cosine,
+)
 
 PAPER = (
     "Zhang H, Zhang J, Zhang Q, et al. RSANet: Recurrent Slice-wise Attention Network for "
@@ -75,24 +86,21 @@ LESION = Label(
 
 
 @dataclass(frozen=True)
-class RSANetRecipe:
-    """Settings of the training; all of them are recorded in the model folder.
+class RSANetRecipe(Recipe):
+    """See `Recipe` for what is common.
 
     Attributes:
         width, norm, norm_groups, placement: of the network (`RSANetConfig`).
-        patch: voxels (k, j, i) of 1 mm.
-        batch_size: patches of one step.
+        patch: of 1 mm.
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
         weight_decay: of AdamW.
-        gradient_clip: largest norm of the gradient.
-        ema_decay: of the running mean of the weights, which is what gets exported.
         loss: form of the exponential class weights, "printed" or "swapped".
         drop: probability of hiding an input from the network, by key.
         threshold: of the lesions' probability where the user sets none. Far below a half: on a
             scanner that was not trained on, the probabilities of lesions are lower.
     """
 
-    name = "rsanet"
+    name: ClassVar[str] = "rsanet"
     width: int = 8
     norm: str = "batch"
     norm_groups: int = 2
@@ -102,7 +110,6 @@ class RSANetRecipe:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-5
     warmup_steps: int = 100
-    gradient_clip: float = 12.0
     ema_decay: float = 0.999
     loss: WeightForm = "swapped"
     drop: dict[str, float] = field(default_factory=lambda: {"t2": 0.4, "t1": 0.25})
@@ -110,34 +117,32 @@ class RSANetRecipe:
 
     @property
     def keys(self) -> list[str]:
-        """Input keys in the order of the channels."""
         return [spec.key for spec in INPUTS]
 
     def network_spec(self) -> NetworkSpec:
         """The network's name and config."""
-        return NetworkSpec(name="rsanet", config=self._network_config())
-
-    def _network_config(self) -> dict[str, Any]:
-        return {
+        config: dict[str, Any] = {
             "in_channels": len(INPUTS), "out_channels": 2, "width": self.width,
             "norm": self.norm, "norm_groups": self.norm_groups, "placement": self.placement,
         }  # fmt: skip
+        return NetworkSpec(name="rsanet", config=config)
 
-    def network(self) -> RSANet:
-        """A new network."""
-        return RSANet(RSANetConfig(**self._network_config()))
+    def objective(self, network: nn.Module, facts: DataFacts) -> Supervised:
+        return Supervised(network, LesionLoss(facts.foreground_share, self.loss))
 
-    def loss_function(self, lesion_share: float) -> nn.Module:
-        """The loss for images of which that share of the voxels is lesion, 0..1."""
-        return LesionLoss(lesion_share, self.loss)
-
-    def transforms(self) -> Compose:
-        """From a prepared case to a list of one augmented patch."""
+    def transforms(self, description: ModelDescription) -> Compose:
         return training_transforms(self.keys, self.patch, self.drop)
 
-    def description(self, record: TrainingRecord) -> ModelDescription:
-        """The model folder's description without data and figures, which the run fills in."""
-        attention = [AttentionSpec.model_validate(a) for a in self.network().attention]
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+
+    def learning_rate_at(self, share_done: float, step: int) -> float:
+        return warm_cosine(self.learning_rate, self.warmup_steps, share_done, step)
+
+    def description(self, data: Dataset, record: TrainingRecord) -> ModelDescription:
+        spec = self.network_spec()
+        given: Any = create_network(spec.name, spec.config).attention
+        attention = [AttentionSpec.model_validate(a) for a in given]
         return ModelDescription(
             id="ms-lesion-rsanet",
             version="1.0.0",
@@ -145,10 +150,8 @@ class RSANetRecipe:
             task="Segments white-matter lesions of multiple sclerosis in skull-stripped brain MR.",
             anatomy="brain",
             skull_stripped=True,
-            network=self.network_spec(),
-            weights=WeightsSpec(
-                sha256="0" * 64, dtype="float16", license="not stated", commercial_use=False
-            ),
+            network=spec,
+            weights=NO_WEIGHTS,
             inputs=list(INPUTS),
             reference="flair",
             missing_input="zero",
@@ -158,8 +161,7 @@ class RSANetRecipe:
             training=record,
             data=[],
             metrics=[],
-            intended_use="Research and teaching. Not a medical device; every contour has to be "
-            "checked by a reader before anything is concluded from it.",
+            intended_use=RESEARCH_ONLY,
             limits=[
                 "The images have to be skull-stripped and of one patient and visit; thick slices, "
                 "children and diseases other than multiple sclerosis are untested.",

@@ -1,0 +1,124 @@
+"""Endless augmented patches, each of which depends on the seed and its number alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from monai.data import set_track_meta
+from monai.transforms import Compose
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from medsegcore.training.augmentation import share_random_state
+
+
+class PatchDataset(Dataset):
+    """Augmented patches or slices; number n is the same whenever and wherever it is made.
+
+    Args:
+        cases: as `Recipe.load` gives them.
+        patients: patient of each case; every patient is drawn equally often.
+        transforms: from a case to a list of one patch.
+        seed: of all random choices.
+        modalities: of each case, see `Recipe.modality`; None where there is but one.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Mapping[str, Tensor]],
+        patients: Sequence[str],
+        transforms: Compose,
+        seed: int,
+        modalities: Sequence[str] | None = None,
+    ):
+        self.cases = list(cases)
+        self.transforms = transforms
+        self.seed = seed
+        groups = list(modalities or [""] * len(patients))
+        self.shares = {group: _shares(patients, groups, group) for group in sorted({*groups})}
+        # Plain tensors: MONAI's metadata tracking costs time and its affine is not used here.
+        set_track_meta(False)
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, n])))
+        drawn = {group: self._draw(state, shares) for group, shares in self.shares.items()}
+        return drawn.get("", drawn)
+
+    def _draw(self, state: np.random.RandomState, shares: np.ndarray) -> dict[str, Tensor]:
+        case = state.choice(len(self.cases), p=shares)
+        share_random_state(self.transforms, state)
+        patch = self.transforms(dict(self.cases[case]))[0]
+        return {name: patch[name].contiguous() for name in ("image", "label")}
+
+
+def _shares(patients: Sequence[str], groups: Sequence[str], group: str) -> np.ndarray:
+    """How often each case is drawn for a group: the cases of a patient share what is his."""
+    own = [patient for patient, of in zip(patients, groups, strict=True) if of == group]
+    shares = np.array(
+        [
+            1 / own.count(patient) if of == group else 0.0
+            for patient, of in zip(patients, groups, strict=True)
+        ]
+    )
+    return shares / shares.sum()
+
+
+class CountingSampler(Sampler[int]):
+    """Numbers without end, from those of a step on: a resumed training goes on where it stopped.
+
+    Of each step, every one of `world` processes has `batch_size` numbers of its own.
+    """
+
+    def __init__(self, step: int, batch_size: int, rank: int = 0, world: int = 1):
+        self.step, self.batch_size, self.rank, self.world = step, batch_size, rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.step
+        while True:
+            first = (step * self.world + self.rank) * self.batch_size
+            yield from range(first, first + self.batch_size)
+            step += 1
+
+
+class PatchLoader(L.LightningDataModule):
+    """Patches from where the trainer stands, and the numbers of the cases to validate on.
+
+    Args:
+        validation: how many cases there are.
+    """
+
+    def __init__(self, patches: PatchDataset, batch_size: int, workers: int, validation: int):
+        super().__init__()
+        self.patches, self.batch_size, self.workers = patches, batch_size, workers
+        self.validation = validation
+
+    def train_dataloader(self) -> DataLoader:
+        step, rank, world = 0, 0, 1
+        if self.trainer is not None:
+            step = self.trainer.global_step
+            rank, world = self.trainer.global_rank, self.trainer.world_size
+        return DataLoader(
+            self.patches,
+            batch_size=self.batch_size,
+            sampler=CountingSampler(step, self.batch_size, rank, world),
+            num_workers=self.workers,
+            worker_init_fn=_start_worker,
+            prefetch_factor=4 if self.workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        if self.trainer is None or not self.validation:
+            return []
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        own = list(range(rank, self.validation, world))
+        # All processes have to take part in each validation; -1 stands for no case.
+        return DataLoader(own or [-1], batch_size=None)  # type: ignore[arg-type]
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    # Workers that are spawned, not forked, start with MONAI's default.
+    set_track_meta(False)

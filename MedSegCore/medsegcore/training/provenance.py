@@ -1,0 +1,54 @@
+"""What a model's card says of the data that it was trained on."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from medsegcore.models import DatasetUse
+from medsegcore.training.cases import Split
+from medsegcore.training.datasets import Case, Dataset
+from medsegcore.training.datasets.sources import SOURCES, combined_terms
+
+
+def size_of(training: Sequence[Case]) -> str:
+    """What the card says first of a model's limits."""
+    patients = len({case.patient for case in training})
+    sites = len({case.site for case in training})
+    return (
+        f"Trained on {len(training)} cases of {patients} patients from {sites} "
+        f"data set{'s' if sites > 1 else ''}: how it does on other scanners and protocols is "
+        "not known."
+    )
+
+
+def weights_terms(data: Dataset, training: Sequence[Case]) -> dict[str, str | bool]:
+    """The weights' licence: that of the training data when it is known, else nothing is allowed."""
+    license_, commercial_use = data.license, data.commercial_use
+    sites = sorted({case.site for case in training})
+    if all(site in SOURCES for site in sites):
+        license_, commercial_use, _ = combined_terms(sites)
+    return {"license": license_, "commercial_use": commercial_use}
+
+
+def data_use(data: Dataset, split: Split) -> list[DatasetUse]:
+    """Which cases were used for what, by site."""
+    parts: list[tuple[Literal["training", "validation", "test"], list[Case]]] = [
+        ("training", split.training),
+        ("validation", split.validation),
+        ("test", split.test),
+    ]
+    uses = []
+    for name, cases in parts:
+        for site in sorted({case.site for case in cases}):
+            of_site = [case for case in cases if case.site == site]
+            source = SOURCES.get(site, data)
+            uses.append(
+                DatasetUse(
+                    name=site,
+                    split=name,
+                    patients=sorted({case.patient for case in of_site}),
+                    cases=len(of_site),
+                    license=source.license,
+                    citation=source.citation,
+                )
+            )
+    return uses

@@ -1,0 +1,96 @@
+"""A training in a few steps that leaves nothing behind: what it would be, and how long it takes."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import psutil
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from medsegcore.training.budget import Budget
+from medsegcore.training.datasets import Dataset
+from medsegcore.training.module import SegmentationModule
+from medsegcore.training.recipes.base import Recipe
+from medsegcore.training.setup import Plan, Setup, set_up
+from medsegcore.training.trainer import device_name, fit, make_trainer
+
+# The first step also allocates memory and chooses algorithms.
+STEPS = 3
+CASES = 4
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a training would be.
+
+    Attributes:
+        seconds_per_step: mean of three steps, without validation.
+        memory: bytes at most, of the GPU or else of the process.
+    """
+
+    setup: Setup
+    parameters: int
+    seconds_per_step: float
+    memory: int
+    device: str
+
+    def lines(self, plan: Plan) -> list[str]:
+        """The facts, one sentence each."""
+        setup, recipe, data = self.setup, self.setup.recipe, self.setup.data
+        split, network = setup.split, setup.description.network
+        counts = ", ".join(
+            f"{len(cases)} of {len({case.patient for case in cases})} patients {use}"
+            for cases, use in zip(split, ("to train on", "to validate on", "to test on"),
+                                  strict=True)
+        )  # fmt: skip
+        rate = 60 / self.seconds_per_step
+        steps = [] if plan.steps is None else [plan.steps]
+        steps += [] if plan.minutes is None else [int(plan.minutes * rate)]
+        return [
+            f"Data: '{data.title}', channels {', '.join(data.channels)}, labels "
+            f"{', '.join(data.labels)}; licence: {data.license}.",
+            f"Cases: {counts}.",
+            *setup.notes,
+            f"Network: {network.name}, {self.parameters / 1e6:.2f} million parameters to train, "
+            f"{network.config}.",
+            f"Batch: {recipe.batch_size} of {' x '.join(str(n) for n in recipe.patch or ())} "
+            f"voxels (k, j, i), on {plan.devices * plan.nodes} x {self.device}, "
+            f"{setup.precision}.",
+            f"Speed: {rate:.0f} steps per minute; memory: {self.memory / 1e9:.1f} GB.",
+            f"The budget is about {min(steps)} steps or {min(steps) / rate:.0f} minutes"
+            f"{', and what the validation takes' if split.validation else ''}.",
+        ]
+
+
+def rehearse(recipe: Recipe, data: str | Path | Dataset, plan: Plan) -> Rehearsal:
+    """Set up with a few cases, train for a few steps in memory, and measure."""
+    short = replace(plan, devices=1, nodes=1, minutes=None, steps=STEPS + 1)
+    setup = set_up(recipe, data, plan, most=CASES)
+    shown = replace(setup, split=setup.split._replace(validation=[]))
+    module = SegmentationModule(setup.objective, setup.recipe.optimizer, plan.seed)
+    clock = _Clock()
+    trainer = make_trainer(shown, short, Budget(None, STEPS + 1), [clock], None)
+    fit(trainer, module, shown, short)
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    else:
+        memory = psutil.Process().memory_info().rss
+    trained = sum(p.numel() for p in setup.objective.parameters() if p.requires_grad)
+    seconds = (clock.times[-1] - clock.times[0]) / STEPS
+    return Rehearsal(setup, trained, seconds, memory, device_name(str(device)))
+
+
+class _Clock(Callback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        self.times.append(time.monotonic())
