@@ -351,9 +351,18 @@ def test_a_loss_without_the_maps_that_it_needs_is_refused():
         CSADLoss()(logits, target)
 
 
-def test_more_than_one_class_is_refused():
-    with pytest.raises(ValueError, match="there are 3 logits"):
-        CSADLoss("nlc")(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4))
+def test_each_of_several_classes_is_weighed_against_all_others():
+    random = np.random.default_rng(22)
+    logits = torch.from_numpy(random.normal(size=(2, 4, 5, 6)).astype(np.float32))
+    target = torch.from_numpy(random.integers(0, 4, (2, 1, 5, 6)).astype(np.float32))
+    probability = torch.softmax(logits, dim=1)
+    expected = 0.0
+    for n in (1, 2, 3):
+        p, y = probability[:, n], (target[:, 0] == n).float()
+        dice = 1 - (2 * (p * y).sum((1, 2)) + 1) / (p.sum((1, 2)) + y.sum((1, 2)) + 1)
+        entropy = -0.95 * y * p.log() - 0.05 * (1 - y) * (1 - p).log()
+        expected += (dice.mean() + 0.1 * entropy.mean()) / 3
+    torch.testing.assert_close(CSADLoss("nlc")(logits, target), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

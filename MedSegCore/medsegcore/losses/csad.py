@@ -102,7 +102,8 @@ class CSADLoss(nn.Module):
     """L_total of eq. 8-9: Dice + beta * WBCE + alpha * CSAD.
 
     The paper's one class is the second of two logits, so that p^ is their softmax, which is the
-    sigmoid of their difference. Eq. 10 is MONAI's DiceLoss with sigma above and below.
+    sigmoid of their difference. Of several classes eq. 9 is taken of each against all others, and
+    the mean of these. Eq. 10 is MONAI's DiceLoss with sigma above and below.
 
     Args:
         scheme: connection scheme, see `distillation_loss`.
@@ -138,20 +139,28 @@ class CSADLoss(nn.Module):
         )  # fmt: skip
         self.cross_entropy = WeightedBinaryCrossEntropy(foreground_weight)
 
+    def segmentation(self, logits: Tensor, target: Tensor) -> Tensor:
+        """L_Seg of eq. 9, a scalar; arguments as in `forward`."""
+        losses = []
+        for n in range(1, logits.shape[1]):
+            others = torch.cat([logits[:, :n], logits[:, n + 1 :]], dim=1).float()
+            # The softmax of these two is that of all, with the other classes together.
+            pair = torch.stack([others.logsumexp(dim=1), logits[:, n].float()], dim=1)
+            mask = (target == n).float()
+            losses.append(self.dice(pair, mask) + self.beta * self.cross_entropy(pair, mask))
+        return torch.stack(losses).mean()
+
     def forward(
         self, logits: Tensor, target: Tensor, log_maps: Mapping[str, Tensor] | None = None
     ) -> Tensor:
         """Scalar.
 
         Args:
-            logits: [B, 2, H, W].
-            target: [B, 1, H, W] of 0 and 1.
+            logits: [B, classes, H, W].
+            target: [B, 1, H, W] of class numbers.
             log_maps: from `network(x, log_maps=True)`; only the scheme "nlc" goes without.
         """
-        if logits.shape[1] != 2:
-            raise ValueError(f"there are {logits.shape[1]} logits, but eq. 10-11 are of one class")
-        loss = self.dice(logits.float(), target.float())  # eq. 10
-        loss = loss + self.beta * self.cross_entropy(logits, target)  # eq. 9
+        loss = self.segmentation(logits, target)
         if self.scheme != "nlc":
             loss = loss + self.alpha * distillation_loss(log_maps or {}, self.scheme)  # eq. 8
         return loss

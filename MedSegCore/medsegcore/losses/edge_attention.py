@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
@@ -64,17 +65,32 @@ class EdgeAttentionLoss(nn.Module):
         pooled = F.adaptive_max_pool3d(reference, edge.shape[2:])
         return (pooled - edge.float()).square().mean()
 
-    def forward(self, logits: Tensor, attention: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        """logits [B, 2, D, H, W]; the network's "edge1".."edgen"; target [B, 1, D, H, W] 0/1.
+    def terms(
+        self, logits: Tensor, attention: Mapping[str, Tensor], target: Tensor
+    ) -> dict[str, Tensor]:
+        """Eq. 2 as "total", and what it is made of before the weights: "dice", "edge1"..
+
+        Args:
+            logits: [B, classes, D, H, W].
+            attention: the network's "edge1".."edgen".
+            target: [B, 1, D, H, W] of class numbers. The boundaries of all classes are edges.
 
         Raises:
             KeyError: the network gave fewer edge maps than there are weights.
         """
-        total = self.dice(logits.float(), target)
-        reference = edge_map(target, self.in_plane, self.wavelet)
+        terms = {"dice": self.dice(logits.float(), target)}
+        total = terms["dice"]
+        masks = [(target == n).float() for n in range(1, logits.shape[1])]
+        edges = [edge_map(mask, self.in_plane, self.wavelet) for mask in masks]
+        reference = torch.stack(edges).amax(dim=0)
         for level, weight in enumerate(self.weights, 1):
-            total = total + weight * self.edge(attention[f"edge{level}"], reference)
-        return total
+            terms[f"edge{level}"] = self.edge(attention[f"edge{level}"], reference)
+            total = total + weight * terms[f"edge{level}"]
+        return {"total": total, **terms}
+
+    def forward(self, logits: Tensor, attention: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        """The total of `terms`."""
+        return self.terms(logits, attention, target)["total"]
 
 
 def pretraining_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,59 @@
+"""From a prepared case to one slice, changed as the papers on slices say."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from monai.transforms import (
+    Compose,
+    RandAffined,
+    RandCropByPosNegLabeld,
+    RandGaussianSmoothd,
+    SpatialPadd,
+)
+
+from medsegcore.training.augmentation import RandSliced, Stackd
+
+# Silent in the papers that rotate, zoom, shift and blur.
+ROTATION = float(np.deg2rad(15))
+ZOOM, SHIFT_SHARE, BLUR = 0.15, 0.08, (0.3, 1.2)
+
+
+def plain_slice_transforms(
+    keys: Sequence[str],
+    patch: tuple[int, int, int],
+    neighbours: int = 0,
+    augment: bool = True,
+) -> Compose:
+    """From a whole prepared case to one slice, see `RandSliced`, or a part of one.
+
+    Rotation, zoom and shift are one resampling, so that a slice is interpolated once.
+
+    Args:
+        keys: input keys in the order of the network's channels; each [1, k, j, i], normalised.
+        patch: (1, j, i) in voxels; smaller slices are filled with zeros.
+        neighbours: slices on each side of each input, as channels.
+        augment: rotate, zoom, shift and blur at random.
+
+    Returns:
+        A transform of {key: tensor, "label": tensor} to a list of one {"image": [C, j, i],
+        "label": [1, j, i]}.
+    """
+    every = [*keys, "label"]
+    modes = ["bilinear"] * len(keys) + ["nearest"]
+    shift = [SHIFT_SHARE * n for n in patch[1:]]
+    changes = [
+        RandAffined(
+            every, prob=0.8, rotate_range=ROTATION, scale_range=(ZOOM, ZOOM),
+            translate_range=shift, mode=modes, padding_mode="zeros",
+        ),
+        RandGaussianSmoothd(keys, sigma_x=BLUR, sigma_y=BLUR, prob=0.2),
+    ]  # fmt: skip
+    return Compose(
+        [
+            RandSliced(keys, neighbours),
+            SpatialPadd(every, patch[1:]),
+            RandCropByPosNegLabeld(every, "label", spatial_size=patch[1:], num_samples=1),
+            *(changes if augment else []),
+            Stackd(keys),
+        ]
+    )
