@@ -99,6 +99,19 @@ def test_the_worker_stays_warm_between_runs(core, volumes):
     assert children() == []
 
 
+def test_a_model_of_one_input_answers_on_the_grid_of_whichever_is_given(
+    core, ct_or_mr_model, abdomen
+):
+    image = abdomen["mr"]
+    node = volumeNodeFromImage(image, "Abdomen", core.scene)
+    nodes = segmentNodes(core.scene, str(ct_or_mr_model.path), {"mr": node}, CPU)
+    probability = imageFromVolumeNode(nodes.probabilities["liver"])
+    assert probability.grid.same_as(image.grid)
+    with pytest.raises(MissingInputError, match="takes one of its inputs and got ct and mr"):
+        other = volumeNodeFromImage(abdomen["ct"], "Other", core.scene)
+        segmentNodes(core.scene, str(ct_or_mr_model.path), {"ct": other, "mr": node}, CPU)
+
+
 def test_what_goes_wrong_leaves_the_scene_alone_and_the_next_run_works(core, volumes):
     before = core.scene.GetNumberOfNodes()
     with pytest.raises(ModelNotFoundError, match="no model 'absent'"):

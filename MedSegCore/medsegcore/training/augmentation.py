@@ -24,6 +24,8 @@ from monai.transforms import (
 )
 from torch import Tensor
 
+from medsegcore.training.artefacts import RandGhostingd
+
 # A normalised image has about zero mean and unit deviation inside the foreground. Bias fields,
 # gamma and histogram shifts are defined on positive intensities: a deviation of a fifth of the
 # mean is what T1, T2 and FLAIR of the brain show.
@@ -157,8 +159,12 @@ class RandSliced(Randomizable, Transform):
         return {**{key: data[key][0][around] for key in self.keys}, "label": label[k][None]}
 
 
-def scanner_transforms(key: str, patch: tuple[int, ...]) -> Compose:
-    """Bias field, contrast, noise, resolution and blur of one input, each at random."""
+def scanner_transforms(key: str, patch: tuple[int, ...], ghosting: float = 0.0) -> Compose:
+    """Bias field, contrast, noise, resolution and blur of one input, each at random.
+
+    Args:
+        ghosting: probability of ghosts, 0..1.
+    """
     return Compose(
         [
             ToPositived(key),
@@ -176,7 +182,13 @@ def scanner_transforms(key: str, patch: tuple[int, ...]) -> Compose:
                 key, sigma_x=(0.3, 1.2), sigma_y=(0.3, 1.2), sigma_z=(0.3, 1.2), prob=0.25
             ),
             RandGaussianSharpend(key, prob=0.15),
-            RandSimulateLowResolutiond(key, prob=0.25, zoom_range=(0.35, 1.0)),
+            RandSimulateLowResolutiond(
+                key,
+                prob=0.25,
+                zoom_range=(0.35, 1.0),
+                upsample_mode="trilinear" if len(patch) == 3 else "bilinear",
+            ),
+            *([RandGhostingd([key], ghosting)] if ghosting else []),
             RandGaussianNoised(key, prob=0.4, std=0.08),
             RandRestandardised([key], shift=SHIFT, scale=(0.6, 1.5)),
         ]
@@ -188,6 +200,7 @@ def training_transforms(
     patch: tuple[int, ...],
     drop: Mapping[str, float],
     image_key: str | None = None,
+    ghosting: float = 0.0,
 ) -> Compose:
     """From a whole prepared case (or slice) to one augmented patch.
 
@@ -196,6 +209,7 @@ def training_transforms(
         patch: its size in voxels, (k, j, i), or (j, i) of a slice. Smaller cases are padded.
         drop: probability of dropping an input, by key.
         image_key: patches are cut where this input has something; the last one when None.
+        ghosting: probability of ghosts in an input.
 
     Returns:
         A transform of {key: tensor, "label": tensor} to a list of one {"image": [C n, *space],
@@ -228,7 +242,7 @@ def training_transforms(
                 mode=modes,
                 padding_mode="zeros",
             ),
-            *(KeepOutsideZerod([key], scanner_transforms(key, patch)) for key in keys),
+            *(KeepOutsideZerod([key], scanner_transforms(key, patch, ghosting)) for key in keys),
             *([RandDropInputsd(drop)] if drop else []),
             Stackd(keys),
         ]
@@ -241,6 +255,7 @@ def slice_transforms(
     neighbours: int,
     drop: Mapping[str, float],
     image_key: str | None = None,
+    ghosting: float = 0.0,
 ) -> Compose:
     """From a whole prepared case to one augmented slice, see `RandSliced`, `training_transforms`.
 
@@ -249,7 +264,8 @@ def slice_transforms(
         neighbours: slices on each side that become channels.
     """
     sliced = RandSliced(keys, neighbours)
-    return Compose([sliced, *training_transforms(keys, patch, drop, image_key).transforms])
+    rest = training_transforms(keys, patch, drop, image_key, ghosting)
+    return Compose([sliced, *rest.transforms])
 
 
 class RandBSplineDeformd(MapTransform, Randomizable):

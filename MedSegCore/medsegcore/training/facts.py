@@ -106,14 +106,14 @@ def label_shares(
 
 def training_bytes(
     build: Callable[[], nn.Module], shape: tuple[int, ...], on_gpu: bool = False
-) -> int:
-    """Memory that one step of training a network takes, about.
+) -> tuple[int, int]:
+    """(bytes whatever the batch, bytes for each of its items) of a step of training, about.
 
     Counted from what autograd keeps for the way back, on torch's meta device: nothing is computed.
 
     Args:
         build: makes the network.
-        shape: of its input, [B, C, *space].
+        shape: of one item, [C, *space].
         on_gpu: where activations are kept in half precision.
     """
     kept: dict[int, torch.UntypedStorage] = {}
@@ -125,11 +125,11 @@ def training_bytes(
 
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         network = build()
-        network(torch.empty(shape))
+        network(torch.empty(1, *shape))
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     activations = sum(s.nbytes() for address, s in kept.items() if address not in own)
     parameters = sum(p.numel() * p.element_size() for p in network.parameters())
-    return int(RESERVE * activations * (MIXED if on_gpu else 1)) + COPIES * parameters
+    return COPIES * parameters, int(RESERVE * activations * (MIXED if on_gpu else 1))
 
 
 def is_flat(facts: DataFacts) -> bool:

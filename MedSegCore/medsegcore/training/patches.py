@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medsegcore.training.augmentation import share_random_state
+from medsegcore.training.transplant import RandTransplantLesiond
 
 
 class PatchDataset(Dataset):
@@ -35,6 +36,9 @@ class PatchDataset(Dataset):
     ):
         self.cases = list(cases)
         self.transforms = transforms
+        for transform in transforms.transforms:
+            if isinstance(transform, RandTransplantLesiond):
+                transform.see(self.cases)
         self.seed = seed
         groups = list(modalities or [""] * len(patients))
         self.shares = {group: _shares(patients, groups, group) for group in sorted({*groups})}

@@ -11,12 +11,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from monai.transforms import Randomizable, Transform
+from monai.transforms import Compose, Randomizable, Transform
 from scipy import ndimage
 from torch import Tensor
 
 RING = 3  # voxels around the carved region that count as its surroundings
-TRIES = 20  # for a place
+TRIES = 100  # for a place
 
 Box = tuple[slice, slice, slice]
 
@@ -119,7 +119,7 @@ class RandTransplantLesiond(Randomizable, Transform):
         signed = ndimage.distance_transform_edt(~mask) - inside
         deepest = float(inside.max())
         # Half of the time a part of the lesion, else the lesion with a margin (CarveMix, eq. 4).
-        low, high = ((-0.5, 0.0) if self.R.random() < 0.5 else (0.0, 1.0))
+        low, high = (-0.5, 0.0) if self.R.random() < 0.5 else (0.0, 1.0)
         region = signed <= deepest * self.R.uniform(low, high)
         region &= case[self.reference][0][box].numpy() != 0
         ring = ndimage.binary_dilation(region | mask, iterations=RING) & ~region & (label == 0)
@@ -134,15 +134,22 @@ class RandTransplantLesiond(Randomizable, Transform):
         room = np.array(free.shape) - size
         if (room < 0).any():
             return None
-        middles = np.argwhere(free[tuple(slice(n // 2, n // 2 + r + 1) for n, r in
-                                         zip(size, room, strict=True))])  # fmt: skip
-        for _ in range(TRIES if len(middles) else 0):
-            start = middles[self.R.randint(len(middles))]
+        for _ in range(TRIES):
+            start = self.R.randint(0, room + 1)
             box = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
             ring = carved.ring & free[box]
             if free[box][carved.region].all() and ring.sum() * 2 > carved.ring.sum():
                 return tuple(int(s) for s in start)
         return None
+
+
+def with_transplants(
+    transforms: Compose, keys: Sequence[str], reference: str, prob: float
+) -> Compose:
+    """The transforms of whole cases, with `RandTransplantLesiond` before them if prob is not 0."""
+    if not prob:
+        return transforms
+    return Compose([RandTransplantLesiond(keys, reference, prob), *transforms.transforms])
 
 
 def _mean(image: np.ndarray, ring: np.ndarray) -> float:

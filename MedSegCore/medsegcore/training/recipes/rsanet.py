@@ -44,6 +44,7 @@ from medsegcore.training.recipes.base import (
     Supervised,
     warm_cosine,
 )
+from medsegcore.training.transplant import with_transplants
 
 PAPER = (
     "Zhang H, Zhang J, Zhang Q, et al. RSANet: Recurrent Slice-wise Attention Network for "
@@ -95,6 +96,8 @@ class RSANetRecipe(Recipe):
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
         weight_decay: of AdamW.
         loss: form of the exponential class weights, "printed" or "swapped".
+        ghosting: probability of ghosts in an input.
+        transplant: probability of carrying a lesion of another case into a patch's case.
         drop: probability of hiding an input from the network, by key.
         threshold: of the lesions' probability where the user sets none. Far below a half: on a
             scanner that was not trained on, the probabilities of lesions are lower.
@@ -112,6 +115,8 @@ class RSANetRecipe(Recipe):
     warmup_steps: int = 100
     ema_decay: float = 0.999
     loss: WeightForm = "swapped"
+    ghosting: float = 0.0
+    transplant: float = 0.0
     drop: dict[str, float] = field(default_factory=lambda: {"t2": 0.4, "t1": 0.25})
     threshold: float = 0.12
 
@@ -131,7 +136,8 @@ class RSANetRecipe(Recipe):
         return Supervised(network, LesionLoss(facts.foreground_share, self.loss))
 
     def transforms(self, description: ModelDescription) -> Compose:
-        return training_transforms(self.keys, self.patch, self.drop)
+        patches = training_transforms(self.keys, self.patch, self.drop, ghosting=self.ghosting)
+        return with_transplants(patches, self.keys, "flair", self.transplant)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)

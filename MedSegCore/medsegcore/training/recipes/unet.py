@@ -40,6 +40,7 @@ from medsegcore.training.recipes.base import (
     warm_cosine,
 )
 from medsegcore.training.recipes.terms import COLORS, TERMINOLOGY, plain_name
+from medsegcore.training.transplant import with_transplants
 
 PAPERS = {
     2: "Ronneberger O, Fischer P, Brox T. U-Net: Convolutional Networks for Biomedical Image "
@@ -48,6 +49,8 @@ PAPERS = {
     "Segmentation from Sparse Annotation. MICCAI 2016.",
 }
 MULTIPLE = 16
+# Voxels of the smallest patch: below it the network is narrowed instead.
+LEAST = 32**3
 # (width, voxels of a patch, largest batch) to begin with, by dimensions and whether on a GPU. On a
 # CPU the time of a step, not the memory, is what limits them.
 START = {
@@ -70,6 +73,8 @@ class UNetRecipe(Recipe):
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
         weight_decay: of AdamW.
         drop: probability of hiding an optional input from the network.
+        ghosting: probability of ghosts in an input.
+        transplant: probability of carrying a labelled part of another case into a patch's case.
     """
 
     name: ClassVar[str] = "unet"
@@ -82,6 +87,8 @@ class UNetRecipe(Recipe):
     weight_decay: float = 1e-5
     warmup_steps: int = 100
     drop: float = 0.3
+    ghosting: float = 0.0
+    transplant: float = 0.0
 
     def configured(self, data: Dataset, facts: DataFacts) -> tuple["UNetRecipe", list[str]]:
         notes = []
@@ -116,45 +123,38 @@ class UNetRecipe(Recipe):
             3 - self.dimensions :
         ]
 
-        def sized(width: int, voxels: int, batch: int) -> "UNetRecipe":
+        while True:
             patch = fitting_size(size, MULTIPLE, voxels)
             whole = (1, *patch) if self.dimensions == 2 else patch
-            return replace(
+            chosen = replace(
                 self,
                 width=self.width or width,
                 patch=self.patch or (whole[0], whole[1], whole[2]),
-                batch_size=self.batch_size or batch,
             )
-
-        while True:
-            fits = [
-                recipe
-                for batch in range(1, most + 1)
-                if (recipe := sized(width, voxels, batch)).bytes(data, facts) <= facts.memory
-            ]
+            fixed, each = chosen._bytes(data, facts)
+            batch = min((facts.memory - fixed) // each, most)
             # Batch normalisation needs at least two.
-            if len(fits) >= min(2, most) or width <= 4:
+            if batch >= 2 or width <= 4:
                 break
-            voxels, width = (voxels // 2, width) if voxels > 64**2 * 8 else (voxels, width // 2)
-        chosen = fits[-1] if fits else sized(width, voxels, 1)
+            voxels, width = (voxels // 2, width) if voxels > LEAST else (voxels, width // 2)
+        chosen = replace(chosen, batch_size=self.batch_size or max(batch, 1))
         assert chosen.patch is not None
+        assert chosen.batch_size is not None
         where = "the GPU" if facts.on_gpu else "the computer"
-        patch = " x ".join(str(n) for n in chosen.patch)
+        sides = " x ".join(str(n) for n in chosen.patch)
         notes.append(
-            f"Width {chosen.width}, patches of {patch} voxels (k, j, i), {chosen.batch_size} at a "
-            f"time: about {chosen.bytes(data, facts) / 1e9:.1f} GB of the {facts.memory / 1e9:.0f} "
-            f"GB that {where} has for it"
+            f"Width {chosen.width}, patches of {sides} voxels (k, j, i), {chosen.batch_size} at a "
+            f"time: about {(fixed + chosen.batch_size * each) / 1e9:.1f} GB of the "
+            f"{facts.memory / 1e9:.0f} GB that {where} has for it"
             + ("." if facts.on_gpu else ", and kept small because there is no GPU.")
         )
         return chosen, notes
 
-    def bytes(self, data: Dataset, facts: DataFacts) -> int:
-        """Memory of a step, about, of a recipe with all settings."""
+    def _bytes(self, data: Dataset, facts: DataFacts) -> tuple[int, int]:
+        """`training_bytes` of a recipe with width and patch."""
         assert self.patch is not None
-        assert self.batch_size is not None
         spec = self.network_spec(data)
-        space = self.patch[3 - (self.dimensions or 3) :]
-        shape = (self.batch_size, self._channels(data), *space)
+        shape = (self._channels(data), *self.patch[3 - (self.dimensions or 3) :])
         return training_bytes(lambda: create_network(spec.name, spec.config), shape, facts.on_gpu)
 
     def _channels(self, data: Dataset) -> int:
@@ -244,8 +244,14 @@ class UNetRecipe(Recipe):
         keys = [spec.key for spec in description.inputs]
         drop = {spec.key: self.drop for spec in description.inputs if not spec.required}
         if self.dimensions == 3:
-            return training_transforms(keys, self.patch, drop, description.reference)
-        return slice_transforms(keys, self.patch[1:], self.neighbours, drop, description.reference)
+            items = training_transforms(
+                keys, self.patch, drop, description.reference, self.ghosting
+            )
+        else:
+            items = slice_transforms(
+                keys, self.patch[1:], self.neighbours, drop, description.reference, self.ghosting
+            )
+        return with_transplants(items, keys, description.reference or keys[0], self.transplant)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
