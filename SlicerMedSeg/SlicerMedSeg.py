@@ -75,7 +75,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
         self.logic = None
-        self.modelPart = self.inputsPart = self.runPart = None
+        self.readyPart = self.modelPart = self.inputsPart = self.runPart = None
         self.resultsPart = self.attentionPart = None
         self._parameterNode = None
         self._guiTags: list = []
@@ -85,16 +85,28 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Called once, when the panel is shown for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
         addCoreToPath()
-        try:
-            from SlicerMedSegLib.AttentionPart import AttentionPart
-            from SlicerMedSegLib.InputsPart import InputsPart
-            from SlicerMedSegLib.ModelPart import ModelPart
-            from SlicerMedSegLib.ResultsPart import ResultsPart
-            from SlicerMedSegLib.RunPart import RunPart
-        except ModuleNotFoundError as error:
-            self._sayMissing(error)
-            return
+        from SlicerMedSegLib.Installation import Installation
+        from SlicerMedSegLib.ReadyPart import ReadyPart
+
         self.ui = self._load("SlicerMedSeg", self.layout)
+        readyUi = self._load("ReadyPart", self.ui.readyLayout)
+        installation = Installation(Path(self.resourcePath("requirements.txt")), qt.QSettings())
+        self.readyPart = ReadyPart(readyUi, installation, self._readyChanged, self._setPython)
+        self._setupParts()
+
+    def _setupParts(self) -> None:
+        """The rest of the panel, as soon as the packages are there that it needs."""
+        sections = ("model", "inputs", "run", "results", "attention")
+        for name in sections:
+            getattr(self.ui, f"{name}Section").visible = self.readyPart.packagesReady
+        if not self.readyPart.packagesReady:
+            return
+        from SlicerMedSegLib.AttentionPart import AttentionPart
+        from SlicerMedSegLib.InputsPart import InputsPart
+        from SlicerMedSegLib.ModelPart import ModelPart
+        from SlicerMedSegLib.ResultsPart import ResultsPart
+        from SlicerMedSegLib.RunPart import RunPart
+
         self.logic = SlicerMedSegLogic()
         scene = slicer.mrmlScene
         modelUi = self._load("ModelPart", self.ui.modelSection.layout())
@@ -102,6 +114,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         runUi = self._load("RunPart", self.ui.runSection.layout())
         self._partUis = [inputsUi, runUi]
         self.runPart = RunPart(runUi, scene, self._runFinished, self._deviceChanged)
+        # After the part itself has kept it.
+        runUi.pythonEdit.connect("editingFinished()", self.readyPart.pythonChanged)
         self.inputsPart = InputsPart(inputsUi, scene, self._inputsChanged)
         self.modelPart = ModelPart(modelUi, self._modelChanged)
         resultsUi = self._load("ResultsPart", self.ui.resultsSection.layout())
@@ -119,20 +133,13 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         widget.setMRMLScene(slicer.mrmlScene)
         return slicer.util.childWidgetVariables(widget)
 
-    def _sayMissing(self, error: ModuleNotFoundError) -> None:
-        label = qt.QLabel(
-            _("MedSeg needs the Python package '{name}', which Slicer's Python does not have: "
-              "install it with slicer.util.pip_install and restart.").format(name=error.name)
-        )  # fmt: skip
-        label.wordWrap = True
-        self.layout.addWidget(label)
-
     def cleanup(self) -> None:
         """The panel goes: with the application, or before it is reloaded."""
         self.removeObservers()
         self.setParameterNode(None)
         parts = (
-            self.modelPart, self.inputsPart, self.runPart, self.attentionPart, self.resultsPart
+            self.readyPart, self.modelPart, self.inputsPart, self.runPart, self.attentionPart,
+            self.resultsPart,
         )  # fmt: skip
         for part in parts:
             if part is not None:
@@ -140,12 +147,14 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self) -> None:
         """The panel is shown."""
+        self.readyPart.enter()
         if self.logic is not None:
             self.modelPart.refresh()
             self.initializeParameterNode()
 
     def exit(self) -> None:
         """Another module is shown; a run goes on, and the views are the user's again."""
+        self.readyPart.exit()
         self.setParameterNode(None)
         if self.attentionPart is not None:
             self.attentionPart.off()
@@ -190,6 +199,24 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     # What the parts say to each other.
 
+    def _readyChanged(self) -> None:
+        """Something was installed, or stops or no longer stops a run."""
+        if self.readyPart is None:
+            return
+        if self.logic is None:
+            self._setupParts()
+        else:
+            self.runPart.setJob(*self._job())
+
+    def _setPython(self, python: str) -> None:
+        """The user has chosen an interpreter by the card's button."""
+        from SlicerMedSegLib.Running import PYTHON_SETTING
+
+        if self.runPart is not None:
+            self.runPart.setPython(python)
+        else:
+            qt.QSettings().setValue(PYTHON_SETTING, python)
+
     def _modelChanged(self, entry) -> None:
         usable = entry is not None and entry.usable
         if self._parameterNode is not None:
@@ -205,6 +232,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """What a click on Segment would run, and why it cannot."""
         from SlicerMedSegLib.RunPart import Job
 
+        if self.readyPart.blocker:
+            return None, self.readyPart.blocker
         entry, inputs = self.modelPart.entry, self.inputsPart
         if entry is not None and not entry.usable:
             return None, entry.problem
@@ -234,6 +263,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from SlicerMedSegLib.NodeNames import RUN
 
         run = nodes.segmentation.GetAttribute(RUN)
+        self.readyPart.askWorker()
         self.resultsPart.refresh()
         self.resultsPart.setRun(run)
         self.attentionPart.setRun(run)

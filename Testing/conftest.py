@@ -1,7 +1,10 @@
 """Where the tests find data and models. Fixtures hold the data, tests hold the logic."""
 
 import os
+import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +219,71 @@ def abdomen(shared_data):
         box = (slice(10, 16), slice(0, image.shape[1]), slice(0, image.shape[2]))
         images[key] = Image(image.array[box], image.grid.crop(box).affine)
     return images
+
+
+TINY = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "{name}"
+version = "{version}"
+dependencies = {needs}
+
+[tool.setuptools]
+py-modules = ["{module}"]
+"""
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory):
+    """A folder with real wheels: medseg-tiny 1.2, which needs medseg-base, in 1.0 and 1.1."""
+    made, sources = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("sources")
+    for name, version, needs in (
+        ("medseg-base", "1.0", []), ("medseg-base", "1.1", []),
+        ("medseg-tiny", "1.2", ["medseg-base>=1.0"]),
+    ):  # fmt: skip
+        source, module = sources / f"{name}-{version}", name.replace("-", "_")
+        source.mkdir()
+        text = TINY.format(name=name, version=version, needs=needs, module=module)
+        (source / "pyproject.toml").write_text(text)
+        (source / f"{module}.py").write_text(f'version = "{version}"\n')
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index",
+         "--quiet", "--wheel-dir", made, *sorted(sources.iterdir())[1:]], check=True,
+    )  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index",
+         "--quiet", "--wheel-dir", made, sources / "medseg-base-1.0"], check=True,
+    )  # fmt: skip
+    return made
+
+
+class Fresh:
+    """A new virtual environment whose packages this Python sees too.
+
+    Attributes:
+        program: runs like its Python for `-m pip ...` alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, with_pip=False)
+        paths = {"base": str(folder), "platbase": str(folder)}
+        self.packages = Path(sysconfig.get_path("purelib", vars=paths))
+        python = folder / "bin" / "python"
+        self.program = folder / "bin" / "PythonSlicer"
+        self.program.write_text(
+            f'#!/bin/sh\nshift 2\nexec "{sys.executable}" -m pip --python "{python}" "$@"\n'
+        )
+        self.program.chmod(0o755)
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A `Fresh`; what is installed there can be found and imported in the test."""
+    made = Fresh(tmp_path / "fresh")
+    monkeypatch.syspath_prepend(str(made.packages))
+    yield made
+    for name in ("medseg_tiny", "medseg_base"):
+        sys.modules.pop(name, None)

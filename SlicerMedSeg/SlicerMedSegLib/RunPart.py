@@ -12,12 +12,10 @@ from medsegcore.imaging import Region
 
 from .Observing import Observers, onSceneClose
 from .ResultToScene import ResultNodes
-from .Running import endWorker, warmWorker
+from .Running import PYTHON_SETTING, endWorker, warmWorker
 from .Segmenting import Segmentation
 from .Translation import _
 
-# A command is the machine's, not the scene's: a scene from elsewhere must not bring one.
-PYTHON_SETTING = "MedSeg/WorkerPython"
 LAYOUT_MS = 30
 
 
@@ -134,6 +132,11 @@ class RunPart:
         """Choose a device; it is kept until the worker says that it is not there."""
         self._wanted = device
         self._fillDevices()
+
+    def setPython(self, python: str) -> None:
+        """Choose the interpreter or command that computes."""
+        self._ui.pythonEdit.text = python
+        self._pythonChanged()
 
     def findDevices(self) -> None:
         """Ask the worker for its devices; the list follows when it answers."""

@@ -18,6 +18,8 @@ from medsegcore.worker.transport import SubprocessTransport, Transport
 
 POLL_MS = 20
 MODULE = "medsegcore.worker"
+# A command is the machine's, not the scene's: a scene from elsewhere must not bring one.
+PYTHON_SETTING = "MedSeg/WorkerPython"
 
 
 def pythonExecutable() -> str:

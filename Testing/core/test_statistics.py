@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medsegcore.evaluation.statistics import (
+    holm,
     overlap,
     paired_tests,
     sample_average,
@@ -56,3 +57,10 @@ def test_equal_models_and_single_cases_have_no_p_value():
     assert paired_tests([None], [0.4]).n == 0
     with pytest.raises(ValueError, match=r"shorter|longer"):
         paired_tests([0.5], [0.4, 0.3])
+
+
+def test_holm_by_hand():
+    # Smallest first: 0.01 x 4, 0.02 x 3, then 0.03 x 2 = 0.06, and 0.04 x 1 may not be less.
+    assert holm([0.04, 0.01, None, 0.03, 0.02]) == pytest.approx([0.06, 0.04, None, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([None]) == [None]

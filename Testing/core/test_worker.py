@@ -166,6 +166,7 @@ def test_careful_is_mirrored_fp32_and_options_count_and_are_checked(warm, small)
 def test_hello_tells_the_devices_and_load_tells_what_a_model_needs(warm, shipped_model):
     answer = warm.wait(warm.hello())
     assert answer["version"] == medsegcore.__version__
+    assert answer["machine"]["cores"] >= 1
     cpu = answer["devices"][0]
     assert cpu["name"] == "cpu"
     assert 0 < cpu["free_mb"] <= cpu["total_mb"]

@@ -219,3 +219,16 @@ def test_the_extensions_own_module_loads(host):
     module = host.loadModule(path)
     assert module.title == "MedSeg"
     assert module.categories == ("Segmentation",)
+
+
+def test_packages_are_installed_after_asking_alone(host):
+    import slicer.packaging
+
+    host.dialogs.expect("Mine - Install Python Packages", "Cancel")
+    with pytest.raises(RuntimeError, match="declined"):
+        slicer.packaging.pip_ensure(["not-there-at-all"], requester="Mine")
+    assert slicer.packaging.pip_check("numpy>=1 scipy")
+    assert not slicer.packaging.pip_check("numpy<1")
+    slicer.packaging.pip_ensure("numpy>=1")
+    with pytest.raises(ValueError, match="string or list"):
+        slicer.packaging.pip_install(("numpy",))

@@ -152,11 +152,11 @@ def test_a_python_that_is_none_is_told_and_another_one_works(host, panel, addSam
     host.click(ui.advancedBox)
     host.type(ui.pythonEdit, "/nowhere/python")
     host.waitUntil(lambda: "'/nowhere/python' does not start" in ui.runMessageLabel.text)
-    host.click(ui.segmentButton)
-    done(host, panel)
-    assert "Choose a Python that has medsegcore" in ui.runMessageLabel.text
+    host.waitUntil(lambda: not ui.segmentButton.enabled)
+    assert "Choose a Python that has medsegcore" in ui.segmentButton.toolTip
     host.type(ui.pythonEdit, " ")
     host.waitUntil(lambda: ui.deviceBox.count > 1, 60)
+    host.waitUntil(lambda: ui.segmentButton.enabled)
     assert ui.runMessageLabel.text == ""
 
 

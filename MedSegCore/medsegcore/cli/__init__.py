@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a defect of MedSeg, 2 wrong usage, 3 an input, 4 a model, 
 """
 
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -17,7 +18,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `medseg` with these arguments (those of the process when None); gives the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Both belong to every command and may stand anywhere.
-    console = Console(machine="--json" in arguments, debug="--debug" in arguments)
+    console = Console(
+        machine="--json" in arguments, debug="--debug" in arguments,
+        command=shlex.join(["medseg", *arguments]),
+    )  # fmt: skip
     arguments = [a for a in arguments if a not in ("--json", "--debug")]
     before = {s: signal.signal(s, _cancel) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

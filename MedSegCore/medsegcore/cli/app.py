@@ -202,13 +202,32 @@ def _add_train(app: typer.Typer, console: Console) -> None:
 def _add_evaluate(app: typer.Typer, console: Console) -> None:
     @app.command()
     def evaluate(
-        model: Annotated[str, typer.Option(help="Id of a model, or the path of its folder.")],
-        data: Annotated[Path, typer.Option(help="Folder of cases with reference masks.")],
+        data: Annotated[Path, typer.Option(help="Data set with reference masks.")],
+        model: Annotated[
+            list[str] | None,
+            typer.Option(help="Id of a model, or the path of its folder; may be repeated."),
+        ] = None,
+        predictions: Annotated[
+            list[Path] | None,
+            typer.Option(help="Folder of label maps named by case; may be repeated."),
+        ] = None,
         patient: Annotated[
             list[str] | None, typer.Option(help="Only this patient; may be repeated.")
         ] = None,
-        label: Annotated[str, typer.Option(help="Name of the mask files.")] = "lesion",
-        out: Annotated[Path | None, typer.Option(help="A .csv to write.")] = None,
+        label: Annotated[
+            str, typer.Option(help="Name of the mask files of a folder of cases.")
+        ] = "lesion",
+        labels: Annotated[
+            list[str] | None,
+            typer.Option(help="Value of the masks, e.g. 'oedema=2'; may be repeated."),
+        ] = None,
+        out: Annotated[Path | None, typer.Option(help="A .csv of the figures to write.")] = None,
+        lesions: Annotated[
+            Path | None, typer.Option(help="A .csv of every lesion, found, missed or false.")
+        ] = None,
+        report: Annotated[
+            Path | None, typer.Option(help="A .html with tables, plots and the worst cases.")
+        ] = None,
         device: Device = "auto",
         mirror: Annotated[
             bool, typer.Option("--mirror", help="Average over 8 mirrorings: 8 times slower.")
@@ -223,12 +242,19 @@ def _add_evaluate(app: typer.Typer, console: Console) -> None:
         ] = None,
         threshold: Threshold = None,
     ) -> None:
-        """Measure a model on cases with reference masks."""
-        from medsegcore.cli.evaluate import run_evaluate
+        """Measure models, or label maps that are there already, on cases with reference masks.
+
+        Several are compared with paired tests.
+        """
+        from medsegcore.cli.evaluate import Evaluation, run_evaluate
 
         run_evaluate(
-            console, model, data, patient or [], label, out, device, mirror, baseline, against,
-            thresholds(threshold or []),
+            console,
+            Evaluation(
+                data, model or [], predictions or [], patient or [], label,
+                label_values(labels or []), out, lesions, report, device, mirror, baseline,
+                against, thresholds(threshold or []),
+            ),
         )  # fmt: skip
 
 
@@ -291,6 +317,19 @@ def thresholds(texts: list[str]) -> dict[str, float]:
             name = ""
         if not name:
             raise SettingError(f"'{text}' is no threshold.", "Give it as LABEL=VALUE.")
+    return found
+
+
+def label_values(texts: list[str]) -> dict[str, int]:
+    """["oedema=2"] to {"oedema": 2}; SettingError otherwise."""
+    found: dict[str, int] = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        if not name or not value.isdecimal() or int(value) < 1 or name in found:
+            raise SettingError(
+                f"'{text}' names no label.", "Give each label once, as NAME=VALUE from 1 on."
+            )
+        found[name] = int(value)
     return found
 
 

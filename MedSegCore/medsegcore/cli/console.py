@@ -11,12 +11,14 @@ class Console:
     """Speaks to a person, or (with `machine`) writes one JSON object per line to stdout.
 
     Events: {"event": "progress", "stage", "done", "total", "eta_s"}, {"event": "result", ...},
-    {"event": "error", "code", "message", "action"}.
+    {"event": "warning", "message"}, {"event": "error", "code", "message", "action"}. `command` is
+    what was typed.
     """
 
-    def __init__(self, machine: bool = False, debug: bool = False):
+    def __init__(self, machine: bool = False, debug: bool = False, command: str = ""):
         self.machine = machine
         self.debug = debug
+        self.command = command
         self._bar: Any = None
         self._task: Any = None
         self._stage = ""
@@ -33,13 +35,15 @@ class Console:
             return
         self.stop()
         from rich.console import Console as RichConsole
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left")
+        table = Table(title=escape(title), title_justify="left")
         for n, column in enumerate(columns):
-            table.add_column(column, justify="left" if n == 0 else "right")
+            # A unit such as [mm] would be taken for a style.
+            table.add_column(escape(column), justify="left" if n == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         # In a file or a pipe, half a table is worse than a wide one.
         width = None if sys.stdout.isatty() else 160
         RichConsole(width=width).print(table)
@@ -78,6 +82,12 @@ class Console:
         if self._bar is not None:
             self._bar.stop()
             self._bar, self._stage = None, ""
+
+    def warn(self, message: str) -> None:
+        """Something that may be wrong, in one sentence."""
+        self.stop()
+        self.event("warning", message=message)
+        print(f"Warning: {message}", file=sys.stderr, flush=True)
 
     def fail(self, error: MedSegError) -> int:
         """Report an error; gives the exit code."""

@@ -1,18 +1,25 @@
-"""A model against reference masks: the figures of one case, of a data set, and for the card."""
+"""Answers against reference masks: the figures of one case, of a data set, and for the card."""
 
-import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from medsegcore.errors import MissingInputError, UnreadableImageError
+from medsegcore.evaluation.answers import (
+    Answer,
+    CaseFiles,
+    LabelValues,
+    Method,
+    ModelAnswers,
+    chosen,
+    model_labels,
+)
+from medsegcore.evaluation.lesions import LesionRecord, lesion_records
 from medsegcore.evaluation.metrics import (
     LesionCandidates,
     best_threshold_dice,
     dice,
-    froc,
     hausdorff95_mm,
     iou,
     lesion_candidates,
@@ -22,14 +29,11 @@ from medsegcore.evaluation.metrics import (
     sensitivity,
     volume_difference_percent,
 )
+from medsegcore.evaluation.pictures import ErrorView, error_view
 from medsegcore.evaluation.statistics import (
     Overlap,
-    PairedTest,
-    Summary,
     overlap,
-    paired_tests,
     summarise,
-    voxel_average,
 )
 from medsegcore.imaging import Grid, Image, read_image, resample, without_nans
 from medsegcore.inference.predictor import Predictor
@@ -38,14 +42,31 @@ from medsegcore.models import Metric, Normalisation
 
 # Lesions below this volume are not counted: at 1 mm^3 they are noise of the outline.
 COUNTED_LESION_ML = 0.003
+# A mean of volumes over labels says nothing.
+NOT_AVERAGED = ("volume", "reference volume", "volume difference")
+MEAN = "mean"
 
 
 class Figure(NamedTuple):
-    """One measure of one case; `value` is None where it is not defined."""
+    """One measure of one case; `value` is None where it is not defined.
+
+    `label` is "" when one label alone is measured, and "mean" for the mean over all.
+    """
 
     name: str
     value: float | None
     unit: str
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        """E.g. "HD95", or "oedema: HD95" among several labels."""
+        return f"{self.label}: {self.name}" if self.label else self.name
+
+    @property
+    def column(self) -> str:
+        """The title with the unit, e.g. "HD95 [mm]"."""
+        return f"{self.title} [{self.unit}]" if self.unit else self.title
 
 
 def compare_masks(answer: np.ndarray, reference: np.ndarray, grid: Grid) -> list[Figure]:
@@ -96,62 +117,142 @@ def threshold_baseline(image: Image, reference: np.ndarray) -> tuple[Figure, Fig
 
 
 class EvaluatedCase(NamedTuple):
-    """The figures of one case, and what the averages over cases are made of."""
+    """The figures of one case, and what the averages over cases are made of.
+
+    Attributes:
+        figures: of each label, and of several their mean.
+        overlaps, candidates: by label; no candidates where there are no probabilities.
+        lesions: of all labels.
+        view: where the answer is most wrong; None when no pictures are wanted.
+    """
 
     case: str
     figures: list[Figure]
-    overlap: Overlap
-    candidates: LesionCandidates
+    overlaps: dict[str, Overlap]
+    candidates: dict[str, LesionCandidates]
+    lesions: list[LesionRecord]
+    view: ErrorView | None = None
+
+    @property
+    def dice(self) -> float:
+        """Of the only label, or the mean over the labels."""
+        found = {(f.label, f.name): f.value for f in self.figures}
+        return found.get((MEAN, "Dice"), found.get(("", "Dice"))) or 0.0
+
+
+def evaluate(
+    methods: Sequence[Method],
+    cases: Sequence[CaseFiles],
+    labels: LabelValues,
+    baseline: str | None = None,
+    pictures: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, list[EvaluatedCase]]:
+    """Measure every method on every case, on the grid of the case's reference mask.
+
+    Args:
+        labels: what the values of the reference masks mean.
+        baseline: input key whose best threshold is reported beside, or None.
+        pictures: whether the cases keep the slices through their largest error.
+        progress: called with (case, done, total).
+
+    Returns:
+        By the method's name, in the order of `cases`.
+    """
+    rows: dict[str, list[EvaluatedCase]] = {method.name: [] for method in methods}
+    total = len(cases) * len(methods)
+    wanted = [key for method in methods for key in method.keys]
+    for n, case in enumerate(cases):
+        mask = read_image(case.mask)
+        images = {
+            key: read_image(path)
+            for key, path in case.images.items()
+            if pictures or key in (*wanted, baseline)
+        }
+        references = {name: chosen(mask.array, value) for name, value in labels.items()}
+        beside: list[Figure] = []
+        if baseline is not None:
+            of_any = np.logical_or.reduce(list(references.values()))
+            beside += threshold_baseline(resample(images[baseline], mask.grid), of_any)
+        below = _background(images, wanted, mask.grid) if pictures else None
+        for m, method in enumerate(methods):
+            if progress is not None:
+                progress(case.name, n * len(methods) + m, total)
+            answer = method.answer(case.name, images, mask.grid)
+            row = evaluate_case(case.name, answer, references, mask.grid)
+            if below is not None:
+                row = row._replace(view=error_view(below, answer.masks, references))
+            rows[method.name].append(row._replace(figures=row.figures + beside))
+    if progress is not None:
+        progress("", total, total)
+    return rows
+
+
+def evaluate_case(
+    name: str, answer: Answer, references: Mapping[str, np.ndarray], grid: Grid
+) -> EvaluatedCase:
+    """All figures of one case; `references` are bool [k, j, i] on `grid` by label name."""
+    row = EvaluatedCase(name, [], {}, {}, [])
+    smallest = counted_voxels(grid)
+    for label, reference in references.items():
+        mask, probability = answer.masks[label], answer.probabilities.get(label)
+        shown = label if len(references) > 1 else ""
+        row.figures.extend(
+            figure._replace(label=shown) for figure in compare_masks(mask, reference, grid)
+        )
+        row.overlaps[shown] = overlap(mask, reference)
+        row.lesions.extend(lesion_records(mask, reference, grid, probability, shown, smallest))
+        if probability is not None:
+            row.candidates[shown] = lesion_candidates(probability, reference, min_voxels=smallest)
+    if len(references) > 1:
+        row.figures.extend(_means(row.figures))
+    return row
+
+
+def _means(figures: Sequence[Figure]) -> list[Figure]:
+    """Each measure's mean over the labels for which it is defined."""
+    units = {f.name: f.unit for f in figures if f.name not in NOT_AVERAGED}
+    return [
+        Figure(name, summarise([f.value for f in figures if f.name == name]).mean, unit, MEAN)
+        for name, unit in units.items()
+    ]
+
+
+def _background(images: Mapping[str, Image], first: Sequence[str], grid: Grid) -> Image:
+    """What pictures are drawn over: an image on the mask's own grid before all others."""
+
+    def rank(key: str) -> tuple[bool, int]:
+        return not images[key].grid.same_as(grid), [*first, key].index(key)
+
+    return resample(images[min(images, key=rank)], grid)
 
 
 def evaluate_model(
     predictor: Predictor,
-    cases: list[tuple[str, dict[str, Path], Path]],
+    cases: Sequence[tuple[str, dict[str, Path], Path]],
     baseline: str | None = None,
     mirror: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     thresholds: Mapping[str, float] | None = None,
 ) -> list[EvaluatedCase]:
-    """Segment every case and measure it against its mask.
+    """Segment every case and measure it against its mask, label by label.
 
     Args:
         cases: (name, {input key: file}, mask file).
-        baseline: input key whose best threshold is reported beside, or None.
-        progress: called with (case, done, total).
+        baseline, progress: as for `evaluate`.
         thresholds: by label name, 0..1; the model's own where none is given.
     """
-    rows = []
-    for n, (name, files, mask) in enumerate(cases):
-        if progress is not None:
-            progress(name, n, len(cases))
-        images = {key: read_image(path) for key, path in files.items()}
-        result = predictor.predict(images, attention=False, mirror=mirror, thresholds=thresholds)
-        reference = resample(read_image(mask), result.grid, "nearest").array > 0
-        figures = compare_masks(result.labelmap > 0, reference, result.grid)
-        if baseline is not None:
-            figures += threshold_baseline(resample(images[baseline], result.grid), reference)
-        rows.append(
-            EvaluatedCase(
-                name,
-                figures,
-                overlap(result.labelmap > 0, reference),
-                lesion_candidates(
-                    np.maximum.reduce(list(result.probabilities.values())),
-                    reference,
-                    min_voxels=counted_voxels(result.grid),
-                ),
-            )
-        )
-    if progress is not None:
-        progress("", len(cases), len(cases))
-    return rows
+    labels = model_labels(predictor.description)
+    method = ModelAnswers(predictor, list(labels), mirror, thresholds)
+    files = [CaseFiles(*case) for case in cases]
+    return evaluate([method], files, labels, baseline, progress=progress)[method.name]
 
 
 def card_metrics(rows: list[EvaluatedCase], how: str) -> list[Metric]:
     """The figures in the form that model.json keeps."""
     return [
         Metric(
-            name=figure.name,
+            name=figure.title,
             value=None if figure.value is None else round(figure.value, 4),
             unit=figure.unit,
             case=row.case,
@@ -161,80 +262,3 @@ def card_metrics(rows: list[EvaluatedCase], how: str) -> list[Metric]:
         for row in rows
         for figure in row.figures
     ]
-
-
-def summaries(rows: list[EvaluatedCase]) -> dict[str, Summary]:
-    """Mean and standard deviation over the cases of each measure; units stand in the names."""
-    return {
-        column_name(figure): summarise([row.figures[n].value for row in rows])
-        for n, figure in enumerate(rows[0].figures)
-    }
-
-
-def pooled(rows: list[EvaluatedCase]) -> dict[str, float]:
-    """Measures of all cases together: Dice and IoU of the pooled voxels, and the FROC score."""
-    voxels = voxel_average([row.overlap for row in rows])
-    out = {f"voxel average {name}": value for name, value in voxels.items()}
-    curve = froc([row.candidates for row in rows])
-    return out if curve is None else {**out, "FROC score": curve.score}
-
-
-def column_name(figure: Figure) -> str:
-    """The measure's name with its unit, e.g. "HD95 [mm]"."""
-    return f"{figure.name} [{figure.unit}]" if figure.unit else figure.name
-
-
-def compare_figures(
-    rows: list[EvaluatedCase], other: dict[str, dict[str, float | None]]
-) -> dict[str, PairedTest]:
-    """Paired tests of each measure against another evaluation of the same cases.
-
-    Args:
-        other: by case and column, as `read_figures` gives them.
-
-    Raises:
-        MissingInputError: no case in common.
-    """
-    common = [row for row in rows if row.case in other]
-    if not common:
-        raise MissingInputError(
-            "The two evaluations have no case in common.",
-            f"Cases here: {', '.join(row.case for row in rows)}.",
-        )
-    tests = {}
-    for n, figure in enumerate(common[0].figures):
-        name = column_name(figure)
-        tests[name] = paired_tests(
-            [row.figures[n].value for row in common],
-            [other[row.case].get(name) for row in common],
-        )
-    return tests
-
-
-def read_figures(path: Path) -> dict[str, dict[str, float | None]]:
-    """What `figures_csv` wrote: value by column by case; empty cells are None.
-
-    Raises:
-        UnreadableImageError: no such file, or not of this form.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-        return {
-            line["case"]: {k: float(v) if v else None for k, v in line.items() if k != "case"}
-            for line in lines
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnreadableImageError(
-            f"'{path}' holds no figures of an evaluation.", "Give what --out wrote before."
-        ) from error
-
-
-def figures_csv(rows: list[EvaluatedCase]) -> str:
-    """One line per case; units stand in the column names."""
-    head = ["case", *(column_name(figure) for figure in rows[0].figures)]
-    lines = [",".join(head)]
-    for row in rows:
-        cells = ["" if f.value is None else f"{f.value:.4f}" for f in row.figures]
-        lines.append(",".join([row.case, *cells]))
-    return "\n".join(lines) + "\n"

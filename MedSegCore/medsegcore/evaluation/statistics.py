@@ -11,12 +11,14 @@ import numpy as np
 class Summary:
     """Mean and sample standard deviation (n - 1) over the n cases where a measure is defined.
 
-    `sd` is None for a single case; `mean` is None for none.
+    `sd` is None for a single case; all but `n` are None for none.
     """
 
     mean: float | None
     sd: float | None
     n: int
+    median: float | None
+    quartiles: tuple[float, float] | None
 
     def __str__(self) -> str:
         if self.mean is None:
@@ -28,9 +30,10 @@ def summarise(values: Sequence[float | None]) -> Summary:
     """Summary of a measure over cases; None where it was not defined."""
     defined = [v for v in values if v is not None]
     if not defined:
-        return Summary(None, None, 0)
+        return Summary(None, None, 0, None, None)
     sd = float(np.std(defined, ddof=1)) if len(defined) > 1 else None
-    return Summary(float(np.mean(defined)), sd, len(defined))
+    low, median, high = (float(q) for q in np.percentile(defined, (25, 50, 75)))
+    return Summary(float(np.mean(defined)), sd, len(defined), median, (low, high))
 
 
 class Overlap(NamedTuple):
@@ -102,3 +105,17 @@ def paired_tests(first: Sequence[float | None], second: Sequence[float | None]) 
     if n > 1 and np.any(differences):
         wilcoxon_p = float(stats.wilcoxon(differences).pvalue)
     return PairedTest(difference, t_p, wilcoxon_p, n)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p values that hold for all tests together, 0..1; None stays None and is not counted.
+
+    Holm S. A simple sequentially rejective multiple test procedure. Scand J Stat 1979;6:65-70.
+    """
+    ordered = sorted((p, n) for n, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, n) in enumerate(ordered):
+        largest = max(largest, min(p * (len(ordered) - rank), 1.0))
+        adjusted[n] = largest
+    return adjusted

@@ -78,7 +78,8 @@ class WorkerClient:
         transport: makes a `Transport` for each process.
 
     Attributes:
-        info: the worker's answer to hello {protocol, version, devices, shared}; None before it.
+        info: the worker's answer to hello {protocol, version, devices, machine, shared}; None
+            before it.
         log: what the worker printed last.
     """
 

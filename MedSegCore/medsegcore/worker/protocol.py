@@ -4,7 +4,8 @@ One JSON object per line. Requests have "request" and "id", events have "event" 
 with "bytes": N is followed by N raw bytes: a frame, one part of an array.
 
     client                                        server
-    hello {protocol, share: {folder}}             result {protocol, version, devices, token}
+    hello {protocol, share: {folder}}             result {protocol, version, devices, token,
+                                                    machine}
     load {model, options}                         result {model, device, need_mb, free_mb}
     predict {model, images, options}              result {grid, labels, arrays, ...}
     cancel {target}                               error of the target, with code run.cancelled

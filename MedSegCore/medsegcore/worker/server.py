@@ -25,6 +25,7 @@ from medsegcore.errors import (
 )
 from medsegcore.imaging import Region
 from medsegcore.worker import protocol
+from medsegcore.worker.machine import describe_machine
 from medsegcore.worker.protocol import Arrays, Parser, ProtocolError, RunOptions
 from medsegcore.worker.warm import WarmModels, list_devices, memory_mb
 
@@ -195,7 +196,7 @@ class Server:
             self._arrays.folder = folder
         self._event("log", request, text="starting torch")
         try:
-            devices = list_devices()
+            devices, machine = list_devices(), describe_machine()
         except ImportError as error:
             raise WorkerError(
                 f"The worker's Python cannot load what it needs: {error}.",
@@ -203,7 +204,7 @@ class Server:
             ) from error
         self._event(
             "result", request, protocol=protocol.PROTOCOL, version=medsegcore.__version__,
-            token=token, devices=devices,
+            token=token, devices=devices, machine=machine,
         )  # fmt: skip
 
     def _load(self, request: int, message: dict) -> None:

@@ -18,6 +18,7 @@ from .application import application
 from .conversion import unwrap
 from .ctkwidgets import ctk
 from .mrmlwidgets import wrappers
+from .packaging import packagingModule
 from .pythonqt import classFor, wrap
 from .qtmodule import qt, settingsFiles
 
@@ -127,7 +128,7 @@ class Host:
         for exported in parameternode.EXPORTED:
             setattr(wrapper, exported.__name__, exported)
         self._installed = {"qt": qt, "ctk": ctk}
-        for module in (i18n, base, wrapper):
+        for module in (i18n, base, wrapper, packagingModule()):
             self._installed[module.__name__] = module
             setattr(slicer, module.__name__.split(".")[1], module)
         self._hidden = {name: sys.modules.get(name) for name in self._installed}
