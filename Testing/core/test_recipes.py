@@ -199,9 +199,9 @@ def test_every_variant_of_csad_has_its_network_and_its_terms(paired, variant):
 
 
 def test_csad_learns_the_zones_of_a_real_prostate(paired, tmp_path):
-    recipe = CSADRecipe(width=4, patch=(1, 64, 64), learning_rate=0.1, batch_size=4)
-    run, (score,) = learnt(recipe, paired, tmp_path / "run", 90)
-    assert score > 0.8
+    recipe = CSADRecipe(width=8, patch=(1, 32, 32), learning_rate=0.1, batch_size=4)
+    run, (score,) = learnt(recipe, paired, tmp_path / "run", 60)
+    assert score > 0.5
     d = run.folder.description
     assert [(x.value, x.name) for x in d.labels] == [
         (1, "Peripheral zone"), (2, "Transition zone")
@@ -278,11 +278,9 @@ def test_the_encoder_of_the_pre_training_starts_the_segmentation(gland, tmp_path
 
 
 def test_edge_attention_learns_a_real_gland(gland, tmp_path):
-    recipe = EdgeAttentionRecipe(
-        **SMALL, decoder_width=8, learning_rate=5e-3, deform_mm=1.0
-    )  # fmt: skip
-    run, (score,) = learnt(recipe, gland, tmp_path / "run", 60)
-    assert score > 0.8
+    recipe = EdgeAttentionRecipe(**SMALL, decoder_width=8, learning_rate=5e-3, deform_mm=1.0)
+    run, (score,) = learnt(recipe, gland, tmp_path / "run", 40)
+    assert score > 0.85
     assert run.folder.description.training.settings["edge_weights"] == [0.5, 0.8, 1.0]
 
 
@@ -324,10 +322,17 @@ def test_ummkd_refuses_what_has_not_one_of_two_modalities(unpaired):
             UMMKDRecipe(**wrong)
 
 
-def test_ummkd_compares_a_batch_of_each_modality_and_keeps_both_matrices(unpaired):
-    setup, batch = batch_of(unpaired, UMMKDRecipe(width=2, patch=(1, 32, 32)))
+@pytest.mark.parametrize(
+    ("dimensions", "patch", "shape"),
+    [(2, (1, 32, 32), (2, 3, 32, 32)), (3, (8, 32, 32), (2, 1, 8, 32, 32))],
+)
+def test_ummkd_compares_a_batch_of_each_modality_and_keeps_both_matrices(
+    unpaired, dimensions, patch, shape
+):
+    recipe = UMMKDRecipe(dimensions=dimensions, width=2, patch=patch, spacing=(1.0, 1.0, 1.0))
+    setup, batch = batch_of(unpaired, recipe)
     assert set(batch) == {"ct", "t1"}
-    assert batch["ct"]["image"].shape == (2, 3, 32, 32)
+    assert batch["ct"]["image"].shape == shape
     objective = setup.objective.eval()
     logits, terms = objective(batch)
     with torch.no_grad():
@@ -345,14 +350,12 @@ def test_ummkd_compares_a_batch_of_each_modality_and_keeps_both_matrices(unpaire
     assert not any(".norm.copies.1." in name for name in reached(objective))
 
 
-@pytest.mark.parametrize("dimensions", [2, 3])
-def test_ummkd_learns_a_real_tumour_in_both_modalities(unpaired, tmp_path, dimensions):
+def test_ummkd_learns_a_real_tumour_in_both_modalities(unpaired, tmp_path):
     recipe = UMMKDRecipe(
-        dimensions=dimensions, width=4, norm_groups=2, learning_rate=5e-3, batch_size=4,
-        patch=(1, 96, 96) if dimensions == 2 else (8, 96, 96), spacing=(1.0, 1.0, 1.0),
-    )  # fmt: skip
+        width=4, learning_rate=5e-3, batch_size=4, patch=(1, 48, 48), spacing=(2.0, 2.0, 1.0)
+    )
     run, scores = learnt(recipe, unpaired, tmp_path / "run", 40)
-    assert min(scores) > 0.7
+    assert min(scores) > 0.8
     assert run.folder.description.one_of
 
 
@@ -372,7 +375,9 @@ def test_affinity_has_the_settings_of_its_section_3():
 @pytest.fixture(scope="module")
 def teacher(gland, tmp_path_factory):
     """A small UNet++ that has learnt the gland, and its Dice."""
-    recipe = AffinityTeacherRecipe(config={"width": 4}, patch=(1, 64, 64), batch_size=4)
+    recipe = AffinityTeacherRecipe(
+        config={"width": 4}, patch=(1, 32, 32), batch_size=4, learning_rate=3e-3
+    )
     run, (score,) = learnt(recipe, gland, tmp_path_factory.mktemp("teacher") / "run", 40)
     return run.folder, score
 
@@ -381,11 +386,11 @@ def test_a_teacher_learns_and_a_student_learns_from_it(gland, teacher, tmp_path)
     folder, score = teacher
     assert score > 0.85
     recipe = AffinityRecipe(
-        teacher=str(folder.path), config={"width": 4, "dropout": 0.0}, patch=(1, 64, 64),
-        batch_size=4,
+        teacher=str(folder.path), config={"width": 4, "dropout": 0.0}, patch=(1, 32, 32),
+        batch_size=4, learning_rate=1e-2,
     )  # fmt: skip
-    run, (own,) = learnt(recipe, gland, tmp_path / "run", 60)
-    assert own > 0.75
+    run, (own,) = learnt(recipe, gland, tmp_path / "run", 80)
+    assert own > 0.8
     d = run.folder.description
     assert d.network.name == "enet"
     assert (d.grid, d.inputs, d.reference) == (
@@ -397,7 +402,7 @@ def test_a_teacher_learns_and_a_student_learns_from_it(gland, teacher, tmp_path)
 
 
 def test_the_student_learns_by_equation_8_and_the_teacher_never_changes(gland, teacher):
-    recipe = AffinityRecipe(teacher=str(teacher[0].path), config={"width": 4}, patch=(1, 64, 64))
+    recipe = AffinityRecipe(teacher=str(teacher[0].path), config={"width": 4}, patch=(1, 32, 32))
     setup, batch = batch_of(gland, recipe)
     objective = setup.objective.train()
     torch.manual_seed(1)
@@ -424,7 +429,7 @@ def test_the_student_learns_by_equation_8_and_the_teacher_never_changes(gland, t
 
 def test_terms_of_the_distillation_can_be_left_out(gland, teacher):
     recipe = AffinityRecipe(
-        teacher=str(teacher[0].path), config={"width": 4}, patch=(1, 64, 64), kernel_weight=0,
+        teacher=str(teacher[0].path), config={"width": 4}, patch=(1, 32, 32), kernel_weight=0,
         affinity_weight=0,
     )  # fmt: skip
     setup, batch = batch_of(gland, recipe)

@@ -107,8 +107,8 @@ def test_a_model_of_one_input_answers_on_the_grid_of_whichever_is_given(
     nodes = segmentNodes(core.scene, str(ct_or_mr_model.path), {"mr": node}, CPU)
     probability = imageFromVolumeNode(nodes.probabilities["liver"])
     assert probability.grid.same_as(image.grid)
+    other = volumeNodeFromImage(abdomen["ct"], "Other", core.scene)
     with pytest.raises(MissingInputError, match="takes one of its inputs and got ct and mr"):
-        other = volumeNodeFromImage(abdomen["ct"], "Other", core.scene)
         segmentNodes(core.scene, str(ct_or_mr_model.path), {"ct": other, "mr": node}, CPU)
 
 

@@ -95,6 +95,7 @@ def _training(d: ModelDescription) -> list[str]:
         ],
         "",
         f"Settings: {settings}.",
+        *(f"- {note}" for note in d.training.settings.get("chosen", [])),  # type: ignore[union-attr]
     ]
 
 

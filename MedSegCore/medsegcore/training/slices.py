@@ -12,6 +12,7 @@ from monai.transforms import (
 )
 
 from medsegcore.training.augmentation import RandSliced, Stackd
+from medsegcore.training.facts import DataFacts
 
 # Silent in the papers that rotate, zoom, shift and blur.
 ROTATION = float(np.deg2rad(15))
@@ -57,3 +58,10 @@ def plain_slice_transforms(
             Stackd(keys),
         ]
     )
+
+
+def fitted_spacing(facts: DataFacts, patch: tuple[int, int, int]) -> float:
+    """Pixel size in mm, in steps of 0.01, at which a patch just holds the median slice."""
+    (i, j, _), (_, rows, columns) = facts.spacing, facts.shape
+    size = max(rows * j / patch[1], columns * i / patch[2])
+    return round(size, 2)

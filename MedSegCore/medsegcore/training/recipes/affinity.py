@@ -36,9 +36,8 @@ from medsegcore.models import (
 )
 from medsegcore.training.distillation import Distillation
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe, Supervised
-from medsegcore.training.recipes.csad import fitted_spacing
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
-from medsegcore.training.slices import plain_slice_transforms
+from medsegcore.training.slices import fitted_spacing, plain_slice_transforms
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -25,7 +25,7 @@ from medsegcore.models import GridSpec, ModelDescription, NetworkSpec, TrainingR
 from medsegcore.networks.csad import VARIANTS
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
-from medsegcore.training.slices import plain_slice_transforms
+from medsegcore.training.slices import fitted_spacing, plain_slice_transforms
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -149,13 +149,6 @@ class CSADRecipe(Recipe):
 
     def learning_rate_at(self, share_done: float, step: int) -> float:
         return self.learning_rate * (1 - share_done) ** 0.9
-
-
-def fitted_spacing(facts: DataFacts, patch: tuple[int, int, int]) -> float:
-    """Pixel size in mm, in steps of 0.01, at which a patch just holds the median slice."""
-    (i, j, _), (_, rows, columns) = facts.spacing, facts.shape
-    size = max(rows * j / patch[1], columns * i / patch[2])
-    return round(size, 2)
 
 
 def _streams_of(data: "Dataset") -> tuple[str, str]:

@@ -24,12 +24,9 @@ from medsegcore.models import (
     AttentionSpec,
     Code,
     GridSpec,
-    InputMatch,
-    InputSpec,
     Label,
     ModelDescription,
     NetworkSpec,
-    Normalisation,
     Terminology,
     TrainingRecord,
 )
@@ -44,36 +41,14 @@ from medsegcore.training.recipes.base import (
     Supervised,
     warm_cosine,
 )
+from medsegcore.training.recipes.known import INPUTS as KNOWN
 from medsegcore.training.transplant import with_transplants
 
 PAPER = (
     "Zhang H, Zhang J, Zhang Q, et al. RSANet: Recurrent Slice-wise Attention Network for "
     "Multiple Sclerosis Lesion Segmentation. MICCAI 2019."
 )
-# FLAIR by the position and width of its main peak, normal-appearing tissue, which neither the
-# lesion load nor the extent of the brain mask moves; T1 and T2 have no such single peak.
-INPUTS = (
-    InputSpec(
-        key="t1", title="T1-weighted MR", modality="MR", required=True,
-        match=InputMatch(
-            series_description=[r"\bt1", r"mp-?rage", r"(ir-?)?spgr"], names=[r"t1"],
-            exclude=[r"t1\s*ce", r"gad", r"\bgd\b", r"contrast", r"post"],
-        ),
-        normalisation=Normalisation(method="robust"),
-    ),
-    InputSpec(
-        key="t2", title="T2-weighted MR", modality="MR", required=False,
-        match=InputMatch(
-            series_description=[r"\bt2"], names=[r"t2"], exclude=[r"flair", r"t2\*", r"swi"]
-        ),
-        normalisation=Normalisation(method="robust"),
-    ),
-    InputSpec(
-        key="flair", title="FLAIR MR", modality="MR", required=True,
-        match=InputMatch(series_description=[r"flair", r"dark.?fluid"], names=[r"flair"]),
-        normalisation=Normalisation(method="mode"),
-    ),
-)  # fmt: skip
+INPUTS = (KNOWN["t1"], KNOWN["t2"].model_copy(update={"required": False}), KNOWN["flair"])
 LESION = Label(
     value=1,
     name="MS lesion",

@@ -49,6 +49,8 @@ PAPERS = {
     "Segmentation from Sparse Annotation. MICCAI 2016.",
 }
 MULTIPLE = 16
+# Of CT: from air on, without metal.
+HOUNSFIELD = (-1000.0, 1000.0)
 # Voxels of the smallest patch: below it the network is narrowed instead.
 LEAST = 32**3
 # (width, voxels of a patch, largest batch) to begin with, by dimensions and whether on a GPU. On a
@@ -188,7 +190,9 @@ class UNetRecipe(Recipe):
                 units=channel.units,
                 required=channel.required,
                 match=InputMatch(names=[re.escape(channel.title)]),
-                normalisation=Normalisation(method="zscore"),
+                normalisation=Normalisation(
+                    method="zscore", window=HOUNSFIELD if channel.units == "HU" else None
+                ),
             )
             for key, channel in data.channels.items()
         ]
