@@ -9,6 +9,8 @@ import typer
 import medsegcore
 from medsegcore.cli.console import Console
 from medsegcore.cli.dataset import add_dataset
+from medsegcore.cli.distill import add_distill
+from medsegcore.cli.finetune import add_fine_tune
 from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.imaging import Region
 
@@ -41,6 +43,8 @@ def build_app(console: Console) -> typer.Typer:
     _add_models(app, console)
     add_dataset(app, console)
     _add_train(app, console)
+    add_distill(app, console)
+    add_fine_tune(app, console)
     _add_evaluate(app, console)
     _add_demo(app, console)
     _add_worker(app)
