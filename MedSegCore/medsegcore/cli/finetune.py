@@ -35,7 +35,7 @@ def add_fine_tune(app: typer.Typer, console: Console) -> None:
         guard: Annotated[
             float,
             typer.Option(help="Weight of the old model's answers where no old cases are mixed in."),
-        ] = 1.0,
+        ] = 10.0,
         rate: Annotated[float, typer.Option(help="Share of the recipe's learning rate.")] = 0.1,
         test: Annotated[
             list[str] | None,

@@ -22,7 +22,7 @@ from medsegcore.evaluation.answers import CaseFiles, ModelAnswers, model_labels
 from medsegcore.evaluation.evaluate import EvaluatedCase, evaluate
 from medsegcore.inference.predictor import Predictor
 from medsegcore.models import ModelDescription, ModelFolder, Parent, TrainingRecord
-from medsegcore.training.cases import Split
+from medsegcore.training.cases import Split, split_cases
 from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.patches import MixedPatches, PatchDataset
 from medsegcore.training.provenance import data_use, joined_terms
@@ -30,7 +30,7 @@ from medsegcore.training.recipes import recipe_of
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
 from medsegcore.training.recipes.distill import kept_settings
 from medsegcore.training.recipes.known import check_labels
-from medsegcore.training.setup import Plan, Setup, load_cases, set_up
+from medsegcore.training.setup import Plan, load_cases, set_up
 from medsegcore.training.trainer import (
     CACHE,
     Progress,
@@ -116,7 +116,9 @@ class FineTuningRecipe(Recipe):
         label: name of the masks of a folder of cases.
         old_share: of the batches' items, 0..1, that are old cases.
         rate: share of the recipe's learning rate.
-        guard: weight of the old model's answers, lambda_o, where no old cases are mixed in.
+        guard: weight of the old model's answers, lambda_o, where no old cases are mixed in. The
+            paper's is 1, for one answer per image; the mean over the voxels of an image, most of
+            which are background, needs more to be felt.
         temperature: of these answers; the paper's.
     """
 
@@ -126,7 +128,7 @@ class FineTuningRecipe(Recipe):
     label: str = "lesion"
     old_share: float = 0.5
     rate: float = 0.1
-    guard: float = 1.0
+    guard: float = 10.0
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
@@ -288,8 +290,10 @@ def fine_tune(
     out = Path(out)
     plan.check()
     check_start(out, plan.resume)
+    if not isinstance(cases, Dataset):
+        cases = read_dataset(cases, plan.label, recipe.keys)
+    _check_cases(recipe, split_cases(cases, plan.test, plan.validation))
     setup = set_up(recipe, cases, plan, out / CACHE)
-    _check_cases(recipe, setup)
     mixed = recipe.old[1].training
     if mixed:
         patches = PatchDataset(
@@ -304,19 +308,19 @@ def fine_tune(
     return train_setup(setup, out, plan, progress)
 
 
-def _check_cases(recipe: FineTuningRecipe, setup: Setup) -> None:
+def _check_cases(recipe: FineTuningRecipe, split: Split) -> None:
     description = recipe.folder.description
     trained = {
         (use.name, patient)
         for use in description.data if use.split == "training" for patient in use.patients
     }  # fmt: skip
-    for case in setup.split.test:
+    for case in split.test:
         if (case.site, case.patient) in trained:
             raise SettingError(
                 f"The model was trained on the test patient '{case.patient}'.",
                 "Hold out a patient that it has never seen.",
             )
-    for cases in filter(None, (setup.split.training, recipe.old[1].training)):
+    for cases in filter(None, (split.training, recipe.old[1].training)):
         lacking = {*recipe.keys} - {recipe.modality(case) for case in cases}
         if description.one_of and lacking:
             raise SettingError(
