@@ -29,6 +29,7 @@ bench: $(READY)
 	$(BIN)/python Testing/benchmarks/worker.py
 	$(BIN)/python Testing/benchmarks/networks.py
 	$(BIN)/python Testing/benchmarks/attention_blocks.py
+	$(BIN)/python Testing/benchmarks/liveness.py
 
 # What is generated from the code and kept in the project.
 schema: $(READY)

@@ -58,6 +58,7 @@ class SlicerMedSegParameterNode:
         device: "auto", or what the worker calls it.
         careful: full precision, averaged over mirrorings.
         uncertainty: also give uncertainty maps.
+        dropout: one of them by dropout.
         region: the box to work in.
     """
 
@@ -65,6 +66,7 @@ class SlicerMedSegParameterNode:
     device: str = "auto"
     careful: bool = False
     uncertainty: bool = False
+    dropout: bool = False
     region: vtkMRMLMarkupsROINode
 
 
@@ -76,7 +78,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self.readyPart = self.modelPart = self.inputsPart = self.runPart = None
-        self.resultsPart = self.attentionPart = None
+        self.registrationPart = self.resultsPart = self.attentionPart = None
+        self.framePlayer = None
         self._parameterNode = None
         self._guiTags: list = []
         self._partUis: list = []
@@ -102,8 +105,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self.readyPart.packagesReady:
             return
         from SlicerMedSegLib.AttentionPart import AttentionPart
+        from SlicerMedSegLib.FrameRuns import FramePlayer
         from SlicerMedSegLib.InputsPart import InputsPart
         from SlicerMedSegLib.ModelPart import ModelPart
+        from SlicerMedSegLib.RegistrationPart import RegistrationPart
         from SlicerMedSegLib.ResultsPart import ResultsPart
         from SlicerMedSegLib.RunPart import RunPart
 
@@ -111,17 +116,23 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         scene = slicer.mrmlScene
         modelUi = self._load("ModelPart", self.ui.modelSection.layout())
         inputsUi = self._load("InputsPart", self.ui.inputsSection.layout())
+        registrationUi = self._load("RegistrationPart", self.ui.inputsSection.layout())
         runUi = self._load("RunPart", self.ui.runSection.layout())
         self._partUis = [inputsUi, runUi]
         self.runPart = RunPart(runUi, scene, self._runFinished, self._deviceChanged)
         # After the part itself has kept it.
         runUi.pythonEdit.connect("editingFinished()", self.readyPart.pythonChanged)
         self.inputsPart = InputsPart(inputsUi, scene, self._inputsChanged)
+        self.registrationPart = RegistrationPart(
+            # Both lay something over the views.
+            registrationUi, scene, self._inputRegistered, lambda: self.attentionPart.off()
+        )  # fmt: skip
         self.modelPart = ModelPart(modelUi, self._modelChanged)
         resultsUi = self._load("ResultsPart", self.ui.resultsSection.layout())
         attentionUi = self._load("AttentionPart", self.ui.attentionSection.layout())
         self.attentionPart = AttentionPart(attentionUi, scene)
-        self.resultsPart = ResultsPart(resultsUi, scene, self.attentionPart.setRun)
+        self.resultsPart = ResultsPart(resultsUi, scene, self._runChosen)
+        self.framePlayer = FramePlayer(scene)
         self.addObserver(scene, scene.StartCloseEvent, self._sceneStartsClosing)
         self.addObserver(scene, scene.EndCloseEvent, self._sceneChanged)
         self.addObserver(scene, scene.EndImportEvent, self._sceneChanged)
@@ -138,8 +149,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
         self.setParameterNode(None)
         parts = (
-            self.readyPart, self.modelPart, self.inputsPart, self.runPart, self.attentionPart,
-            self.resultsPart,
+            self.readyPart, self.modelPart, self.registrationPart, self.inputsPart, self.runPart,
+            self.attentionPart, self.resultsPart, self.framePlayer,
         )  # fmt: skip
         for part in parts:
             if part is not None:
@@ -157,6 +168,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.readyPart.exit()
         self.setParameterNode(None)
         if self.attentionPart is not None:
+            self.registrationPart.off()
             self.attentionPart.off()
 
     # The scene.
@@ -227,6 +239,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _inputsChanged(self) -> None:
         self._rememberInputs()
         self.runPart.setJob(*self._job())
+        self.registrationPart.setInputs(*self.inputsPart.movable())
+
+    def _inputRegistered(self, key: str, node) -> None:
+        self.inputsPart.setNodes({key: node})
 
     def _job(self):
         """What a click on Segment would run, and why it cannot."""
@@ -258,6 +274,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is not None:
             self._parameterNode.device = device
 
+    def _runChosen(self, run) -> None:
+        self.attentionPart.setRun(run)
+        self.framePlayer.go(run)
+
     def _runFinished(self, nodes) -> None:
         """A result is in the scene."""
         from SlicerMedSegLib.NodeNames import RUN
@@ -266,7 +286,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.readyPart.askWorker()
         self.resultsPart.refresh()
         self.resultsPart.setRun(run)
-        self.attentionPart.setRun(run)
+        self.framePlayer.refresh()
+        self._runChosen(run)
         self.ui.resultsSection.collapsed = False
 
 

@@ -48,6 +48,46 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def ms_visits(shared_data):
+    """Two visits of one patient, where the lesions are: [{key: Image}], all on one grid."""
+    from medsegcore.imaging import Image, read_image
+
+    folder = shared_data / "ms" / "mslesseg"
+    if not (folder / "P14_T3").is_dir():
+        pytest.skip("the two visits are not here")
+    mask = read_image(folder / "P14_T2" / "lesion.nii.gz").array > 0
+    middle = np.argwhere(mask).mean(axis=0).astype(int)
+    box = tuple(slice(m - h, m + h) for m, h in zip(middle, (12, 20, 20), strict=True))
+    visits = []
+    for visit in ("P14_T2", "P14_T3"):
+        images = {k: read_image(folder / visit / f"{k}.nii.gz") for k in ("t1", "t2", "flair")}
+        visits.append(
+            {k: Image(i.array[box], i.grid.crop(box).affine, k) for k, i in images.items()}
+        )
+    return visits
+
+
+@pytest.fixture(scope="session")
+def make_sequence():
+    """`make_sequence(core, browser, name, images)`: a sequence in the scene; gives its proxy."""
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    def make(core, browser, name, images):
+        sequence = core.scene.AddNewNodeByClass("vtkMRMLSequenceNode", name)
+        sequence.SetIndexName("visit")
+        sequence.SetIndexUnit("")
+        for n, image in enumerate(images):
+            frame = volumeNodeFromImage(image, name, core.scene)
+            sequence.SetDataNodeAtValue(frame, str(n + 2))
+            core.scene.RemoveNode(frame)
+        browser.AddSynchronizedSequenceNode(sequence)
+        core.logics["Sequences"].UpdateProxyNodesFromSequences(browser)
+        return browser.GetProxyNode(sequence)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def shipped_model():
     """The shipped MS lesion model."""
     from medsegcore.models import ModelStore

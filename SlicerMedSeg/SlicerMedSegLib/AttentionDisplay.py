@@ -146,7 +146,7 @@ class AttentionDisplay:
             ours = composite.GetNodeReferenceID(SHOWN)
             if composite.GetForegroundVolumeID() == ours or not composite.GetForegroundVolumeID():
                 before = composite.GetNodeReference(BEFORE)
-                with _fieldOfViewKept(composite):
+                with fieldOfViewKept(composite):
                     composite.SetForegroundVolumeID(before.GetID() if before else None)
                     composite.SetForegroundOpacity(float(composite.GetAttribute(OPACITY) or 0))
                     composite.SetCompositing(int(composite.GetAttribute(COMPOSITING) or 0))
@@ -180,7 +180,7 @@ class AttentionDisplay:
             composite.SetAttribute(OPACITY, repr(composite.GetForegroundOpacity()))
             composite.SetAttribute(COMPOSITING, str(composite.GetCompositing()))
         composite.SetNodeReferenceID(SHOWN, volumeNode.GetID())
-        with _fieldOfViewKept(composite):
+        with fieldOfViewKept(composite):
             composite.SetForegroundVolumeID(volumeNode.GetID())
             composite.SetForegroundOpacity(opacity)
             composite.SetCompositing(slicer.vtkMRMLSliceCompositeNode.Alpha)
@@ -246,7 +246,7 @@ def _checkOpacity(opacity: float) -> None:
 
 
 @contextlib.contextmanager
-def _fieldOfViewKept(composite) -> Iterator[None]:
+def fieldOfViewKept(composite) -> Iterator[None]:
     """Views may fit themselves to a new foreground; the user's zoom and place stay."""
     node = next(
         (

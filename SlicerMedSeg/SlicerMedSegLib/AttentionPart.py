@@ -12,6 +12,7 @@ from .CorrelationProbe import CorrelationProbe
 from .HeatMapLabel import HeatMapLabel
 from .NodeNames import KEY
 from .Observing import Observers, onSceneClose
+from .PlotLayout import PlotLayout
 from .PointPlacing import PointPlacing
 from .ResultToScene import findRuns
 from .SceneConversion import imageFromVolumeNode
@@ -44,6 +45,7 @@ class AttentionPart:
         self.view: SliceAttentionView | None = None
         self.probe: CorrelationProbe | None = None
         self._display = AttentionDisplay(scene)
+        self._plot = PlotLayout(scene)
         self._placing = PointPlacing(scene, self._placingChanged)
         self._heatMap = HeatMapLabel(ui.heatMapLabel, self._onHeatMapClicked)
         self._check = qt.QTimer()
@@ -55,6 +57,7 @@ class AttentionPart:
             (ui.opacitySlider, "valueChanged(double)", self._onOpacity),
             (ui.windowRange, "valuesChanged(double,double)", self._onWindow),
             (ui.placeButton, "toggled(bool)", self._onPlace),
+            (ui.plotButton, "toggled(bool)", self._onPlot),
         ]
         for sender, signal, slot in self._signals:
             sender.connect(signal, slot)
@@ -145,7 +148,8 @@ class AttentionPart:
         if chosen.kind == "slice":
             self.view = SliceAttentionView(self.scene, chosen.node)
             node = self.view.sliceNodeFor(self.scene, self.view.axis)
-            self.view.on(node, imageFromVolumeNode(self._anyVolume()).grid, self._drawHeatMap)
+            grid = imageFromVolumeNode(self._anyVolume(), copy=False).grid
+            self.view.on(node, grid, self._drawHeatMap)
             return self.view.weights
         if chosen.kind == "correlation":
             stores = findRuns(self.scene).get(self.run or "", {}).get("correlation", [])
@@ -187,6 +191,7 @@ class AttentionPart:
 
     def _stopFollowing(self) -> None:
         self._placing.stop()
+        self._plot.off()
         view, self.view = self.view, None
         probe, self.probe = self.probe, None
         for each in (view, probe):
@@ -254,6 +259,12 @@ class AttentionPart:
         else:
             self._placing.stop()
 
+    def _onPlot(self, on: bool) -> None:
+        if on and self.view is not None:
+            self._plot.on(self.view.chart)
+        else:
+            self._plot.off()
+
     def _placingChanged(self, active: bool) -> None:
         blocked = self.ui.placeButton.blockSignals(True)
         self.ui.placeButton.setChecked(active)
@@ -284,12 +295,16 @@ class AttentionPart:
         for widget in (self.ui.opacitySlider, self.ui.windowRange):
             widget.setEnabled(on)
         self.ui.sliceFrame.setVisible(self.view is not None)
+        blocked = self.ui.plotButton.blockSignals(True)
+        self.ui.plotButton.setChecked(self._plot.shown)
+        self.ui.plotButton.blockSignals(blocked)
         self.ui.correlationFrame.setVisible(self.probe is not None)
         self.ui.correlationLabel.setText(
             _("Where the other image answers to the point. Drag it, or place it anew.")
         )
         if self.view is not None:
-            self._drawHeatMap()
+            # After the views: together they would take longer than an event may.
+            qt.QTimer.singleShot(0, self._drawHeatMap)
         else:
             self._heatMap.clear()
         if self.run is None:

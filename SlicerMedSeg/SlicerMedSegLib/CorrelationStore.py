@@ -1,15 +1,16 @@
 """All maps of a correlation in one node of the scene."""
 
 import json
+from typing import Any
 
 import numpy as np
-import vtk
-from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+from vtk.util.numpy_support import vtk_to_numpy
 
 from medsegcore.errors import MissingInputError
 from medsegcore.inference import CorrelationAttention
 
 from .NodeNames import KEY, TITLE
+from .Steps import Steps, imageDataInSteps, runToEnd
 
 SHAPE = "MedSeg.Shape"
 AFFINE = "MedSeg.Affine"
@@ -20,22 +21,23 @@ def storeCorrelation(scene, attention: CorrelationAttention, name: str):
 
     Its voxels are the float16's bit patterns, [K, h * w, h' * w'], and not to be looked at.
     """
+    return runToEnd(correlationSteps(scene, attention, name))
+
+
+def correlationSteps(scene, attention: CorrelationAttention, name: str) -> Steps[Any]:
+    """`storeCorrelation` in short steps."""
+    k, h, w, h2, w2 = attention.maps.shape
+    bits = np.ascontiguousarray(attention.maps, np.float16).view(np.uint16)
+    data = yield from imageDataInSteps(bits.reshape(k, h * w, h2 * w2))
     node = scene.CreateNodeByClass("vtkMRMLScalarVolumeNode")
     node.UnRegister(None)
     node.SetName(name)
     node.SetHideFromEditors(1)
-    scene.AddNode(node)
-    k, h, w, h2, w2 = attention.maps.shape
-    bits = np.ascontiguousarray(attention.maps, np.float16).view(np.uint16)
-    data = vtk.vtkImageData()
-    data.SetDimensions(h2 * w2, h * w, k)
-    data.GetPointData().SetScalars(
-        numpy_to_vtk(bits.ravel(), deep=True, array_type=vtk.VTK_UNSIGNED_SHORT)
-    )
     node.SetAndObserveImageData(data)
     node.SetAttribute(SHAPE, json.dumps([k, h, w, h2, w2]))
     node.SetAttribute(AFFINE, json.dumps(attention.affine.tolist()))
     node.SetAttribute(TITLE, attention.title)
+    scene.AddNode(node)
     return node
 
 

@@ -24,6 +24,7 @@ LOGICS = {
     "Segmentations": "vtkSlicerSegmentationsModuleLogic",
     "Models": "vtkSlicerModelsLogic",
     "Tables": "vtkSlicerTablesLogic",
+    "Plots": "vtkSlicerPlotsLogic",
     "Texts": "vtkSlicerTextsLogic",
     "Transforms": "vtkSlicerTransformLogic",
     "Markups": "vtkSlicerMarkupsLogic",

@@ -1,7 +1,7 @@
 """What is to be said about the chosen volumes before a run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from medsegcore.imaging import Grid, Image, Measures, Region, fov_overlap, measu
 from medsegcore.models import InputSpec, ModelDescription
 from medsegcore.models.contrasts import contrast_of_key
 
-from .InputFrames import Frames, framesOf
+from .InputFrames import ALL_FRAMES, Frames, frameCount, frameSets, framesOf
 from .SceneConversion import localAffine, parentToWorld
 from .Translation import _
 
@@ -78,6 +78,45 @@ class InputChecks:
         if region is not None and reference is not None:
             findings += _regionFindings(region, reference)
         return findings
+
+    def checkSeries(
+        self,
+        description: ModelDescription,
+        nodes: Mapping,
+        frames: Mapping[str, int],
+        region: Region | None = None,
+    ) -> list[Finding]:
+        """As `check`, also where inputs go through all their frames (`ALL_FRAMES`).
+
+        What is wrong with some of the frames names them.
+        """
+        nodes = {key: node for key, node in nodes.items() if node is not None}
+        try:
+            sets = frameSets(nodes, frames)
+        except MedSegError as error:
+            return [Finding(ERROR, "", "frame", str(error))]
+        first = self.check(description, nodes, sets[0], region)
+        series = [key for key, frame in frames.items() if frame == ALL_FRAMES]
+        found = [f for f in first if f.level == OK and (f.code != "frame" or f.key not in series)]
+        for key in series:
+            text = _("{title}: all {count} frames of {name} are segmented, one after the other.")
+            case = _Case(description, description.input(key), nodes[key], None, None)
+            found.append(case.say(OK, "frame", text, count=frameCount(nodes[key])))
+        # The figures differ from frame to frame: the first one's stand for all.
+        wrong: dict[tuple, tuple[Finding, list[int]]] = {}
+        for n, one in enumerate(sets):
+            for finding in self.check(description, nodes, one, region) if n else first:
+                if finding.level != OK:
+                    same = (finding.level, finding.key, finding.code)
+                    wrong.setdefault(same, (finding, []))[1].append(n + 1)
+        for finding, numbers in wrong.values():
+            text = finding.text
+            if len(numbers) < len(sets):
+                text += " " + _("(In frame {numbers}.)").format(
+                    numbers=", ".join(map(str, numbers))
+                )
+            found.append(replace(finding, text=text))
+        return found
 
     @staticmethod
     def canRun(findings: list[Finding]) -> bool:

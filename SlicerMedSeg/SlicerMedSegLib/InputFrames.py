@@ -1,5 +1,6 @@
 """The frames of 4-D inputs: sequences, volumes that stand for one, several values per voxel."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from medsegcore.imaging import Image
 from .SceneConversion import imageFromVolumeNode, localAffine, parentToWorld
 from .Translation import _
 
+# In place of a frame's number: one run for each frame.
+ALL_FRAMES = -1
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -21,11 +25,13 @@ class Frames:
         labels: one text for each frame, e.g. "2 of 5 (t = 1.5 s)".
         selected: the frame that the scene shows now.
         sequence: the sequence node, None for volumes with several values per voxel.
+        browser: of a proxy node, what says which frame it shows; None for the others.
     """
 
     labels: list[str]
     selected: int
     sequence: Any = None
+    browser: Any = None
 
 
 def framesOf(node) -> Frames | None:
@@ -46,19 +52,60 @@ def framesOf(node) -> Frames | None:
             # The browser counts in its master's items; a slower sequence has fewer.
             value = master.GetNthIndexValue(selected)
             selected = sequence.GetItemNumberFromIndexValue(value, False)
-        return Frames(_sequenceLabels(sequence), max(selected, 0), sequence)
+        return Frames(_sequenceLabels(sequence), max(selected, 0), sequence, browser)
     count = _components(node)
     if count > 1 and not _isColor(node):
         return Frames([_frameLabel(n, count) for n in range(count)], _shownFrame(node, count))
     return None
 
 
-def imageOfFrame(node, frame: int | None = None) -> Image:
+def showFrame(node, frame: int) -> None:
+    """Let the browser of a proxy node go to a frame of it; other nodes stay as they are."""
+    frames = framesOf(node)
+    if frames is None or frames.browser is None:
+        return
+    master = frames.browser.GetMasterSequenceNode()
+    value = frames.sequence.GetNthIndexValue(frame)
+    frames.browser.SetSelectedItemNumber(master.GetItemNumberFromIndexValue(value, False))
+
+
+def frameSets(nodes: Mapping[str, Any], chosen: Mapping[str, int]) -> list[dict[str, int]]:
+    """{input key: frame} for one run after another; one run when no input has `ALL_FRAMES`.
+
+    Args:
+        nodes: {input key: node}, as for `framesOf`.
+        chosen: {input key: frame from 0, or `ALL_FRAMES`}.
+
+    Raises:
+        SettingError: the inputs that go through all their frames differ in their number.
+    """
+    fixed = {key: frame for key, frame in chosen.items() if frame != ALL_FRAMES}
+    counts = {key: frameCount(nodes[key]) for key in chosen if key not in fixed}
+    if not counts:
+        return [fixed]
+    if len(set(counts.values())) > 1:
+        raise SettingError(
+            _("All frames are wanted, but there are {counts}.").format(
+                counts=", ".join(f"{n} of '{nodes[key].GetName()}'" for key, n in counts.items())
+            ),
+            _("Choose one frame of the input that has others, or another input."),
+        )
+    return [fixed | dict.fromkeys(counts, n) for n in range(max(counts.values()))]
+
+
+def frameCount(node) -> int:
+    """How many frames a node has, 1 for a plain 3-D volume."""
+    frames = framesOf(node)
+    return len(frames.labels) if frames is not None else 1
+
+
+def imageOfFrame(node, frame: int | None = None, copy: bool = True) -> Image:
     """A node's volume, or one of its frames, as an Image in the world's RAS.
 
     Args:
         node: as for `framesOf`.
         frame: from 0; None takes the one that the scene shows.
+        copy: as `imageFromVolumeNode`.
 
     Raises:
         InputError: as `imageFromVolumeNode`; SettingError when there is no such frame.
@@ -67,21 +114,21 @@ def imageOfFrame(node, frame: int | None = None) -> Image:
     if frames is None:
         if frame not in (None, 0):
             raise _noFrame(node, frame, 1)
-        return imageFromVolumeNode(node)
+        return imageFromVolumeNode(node, copy)
     frame = frames.selected if frame is None else frame
     if not 0 <= frame < len(frames.labels):
         raise _noFrame(node, frame, len(frames.labels))
     if frames.sequence is None:
         return _component(node, frame)
     if node is not frames.sequence and frame == frames.selected:
-        return imageFromVolumeNode(node)
+        return imageFromVolumeNode(node, copy)
     data = frames.sequence.GetNthDataNode(frame)
     if data is None or not data.IsA("vtkMRMLVolumeNode"):
         raise EmptyImageError(
             _("The sequence '{name}' holds no volumes.").format(name=frames.sequence.GetName()),
             _("Choose a volume."),
         )
-    image = imageFromVolumeNode(data)
+    image = imageFromVolumeNode(data, copy)
     if node is frames.sequence:
         return image
     # The frames lie in the sequence; the transform is the proxy's.

@@ -12,14 +12,16 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk
 
 from medsegcore.errors import InputError
-from medsegcore.imaging import Grid, Image, patient_grid, resample, to_sitk
+from medsegcore.imaging import Grid, Image, patient_grid, to_sitk
 
 from .RegistrationRun import RegistrationRun
-from .SceneConversion import imageFromVolumeNode, volumeNodeFromImage
+from .SceneConversion import imageFromVolumeNode, removeWithParts, volumeNodeFromImage
 from .Translation import _
 
 # References by which the copy and its transform are found again, also after the scene was saved.
 FROM, TO = "MedSeg.RegisteredFrom", "MedSeg.RegisteredTo"
+# Of the copy: the normalised mutual information before and after.
+QUALITY = "MedSeg.RegistrationQuality"
 # A bent transform is kept as displacements this far apart; the splines' knots are 40 mm apart.
 FIELD_SPACING_MM = 8.0
 FIELD_MARGIN_MM = 40.0
@@ -130,6 +132,7 @@ class InputRegistration:
         _copyWindow(movingNode, volume)
         volume.SetNodeReferenceID(FROM, movingNode.GetID())
         volume.SetNodeReferenceID(TO, referenceNode.GetID())
+        volume.SetAttribute(QUALITY, f"{job.run.qualityBefore:.6f} {job.run.qualityAfter:.6f}")
         return RegisteredInput(volume, transform, job.run.qualityBefore, job.run.qualityAfter)
 
     def run(
@@ -168,11 +171,21 @@ class InputRegistration:
             job.run.cancel()
         return self.finish(job)
 
+    def find(self, referenceNode, node) -> RegisteredInput | None:
+        """The registration to a reference that a volume is the copy or the original of."""
+        for copy in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode", self._scene):
+            pair = (copy, copy.GetNodeReference(FROM))
+            if node not in pair or copy.GetNodeReference(TO) is not referenceNode:
+                continue
+            before, after = map(float, (copy.GetAttribute(QUALITY) or "0 0").split())
+            return RegisteredInput(copy, copy.GetParentTransformNode(), before, after)
+        return None
+
     def remove(self, result: RegisteredInput) -> None:
         """Take the copy and its transform out of the scene again."""
         for node in (result.volumeNode, result.transformNode):
             if node is not None and node.GetScene() is self._scene:
-                self._scene.RemoveNode(node)
+                removeWithParts(node)
 
     def _linearNode(self, found: sitk.Transform, _fixed: Grid, name: str):
         # SimpleITK leads from the fixed to the moving image, the node the other way.
@@ -228,88 +241,3 @@ def _copyWindow(source, target) -> None:
         return
     display.SetAutoWindowLevel(shown.GetAutoWindowLevel())
     display.SetWindowLevel(shown.GetWindow(), shown.GetLevel())
-
-
-class RegistrationPreview:
-    """Shows two volumes over each other in all slice views, and gives the views back as they were.
-
-    Args:
-        scene: MRML scene.
-    """
-
-    def __init__(self, scene) -> None:
-        self._scene = scene
-        self._before: dict[str, tuple] = {}
-        self._boardId = ""
-
-    def blend(self, referenceNode, volumeNode, opacity: float = 0.5) -> None:
-        """The reference behind the volume; `opacity` 0 shows the reference alone, 1 the volume."""
-        self._show(referenceNode.GetID(), volumeNode.GetID(), min(max(opacity, 0.0), 1.0))
-        self._removeBoard()
-
-    def checkerboard(self, referenceNode, volumeNode, squareMm: float = 25.0):
-        """The reference and the volume in alternating cubes on the reference's grid.
-
-        Returns:
-            The new volume node; it goes with `restore` and is not offered to users to choose.
-        """
-        fixed = imageFromVolumeNode(referenceNode)
-        moved = resample(imageFromVolumeNode(volumeNode), fixed.grid)
-        steps = [max(1, round(squareMm / s)) for s in reversed(fixed.spacing)]
-        k, j, i = (np.arange(n) // s for n, s in zip(fixed.shape, steps, strict=True))
-        even = (k[:, None, None] + j[:, None] + i) % 2 == 0
-        board = np.where(even, _gray(fixed.array), _gray(moved.array))
-        previous = self._boardId
-        node = volumeNodeFromImage(fixed.with_array(board), _("Checkerboard"), self._scene)
-        node.SetHideFromEditors(1)
-        node.SetSaveWithScene(0)
-        node.GetDisplayNode().SetAutoWindowLevel(0)
-        node.GetDisplayNode().SetWindowLevelMinMax(0.0, 1.0)
-        self._show(node.GetID(), None, 0.0)
-        self._boardId = previous
-        self._removeBoard()
-        self._boardId = node.GetID()
-        return node
-
-    def restore(self) -> None:
-        """Every view as it was before the first preview, as far as its volumes are still there."""
-        for viewId, (background, foreground, opacity) in self._before.items():
-            view = self._scene.GetNodeByID(viewId)
-            if view is None:
-                continue
-            view.SetBackgroundVolumeID(self._present(background))
-            view.SetForegroundVolumeID(self._present(foreground))
-            view.SetForegroundOpacity(opacity)
-        self._before = {}
-        self._removeBoard()
-
-    def _show(self, background: str, foreground: str | None, opacity: float) -> None:
-        for n in range(self._scene.GetNumberOfNodesByClass("vtkMRMLSliceCompositeNode")):
-            view = self._scene.GetNthNodeByClass(n, "vtkMRMLSliceCompositeNode")
-            now = (
-                view.GetBackgroundVolumeID(), view.GetForegroundVolumeID(),
-                view.GetForegroundOpacity(),
-            )  # fmt: skip
-            self._before.setdefault(view.GetID(), now)
-            view.SetBackgroundVolumeID(background)
-            view.SetForegroundVolumeID(foreground)
-            view.SetForegroundOpacity(opacity)
-
-    def _present(self, nodeId: str | None) -> str | None:
-        return nodeId if nodeId and self._scene.GetNodeByID(nodeId) is not None else None
-
-    def _removeBoard(self) -> None:
-        node = self._scene.GetNodeByID(self._boardId) if self._boardId else None
-        if node is not None:
-            self._scene.RemoveNode(node)
-        self._boardId = ""
-
-
-def _gray(array: np.ndarray) -> np.ndarray:
-    """0..1 between the 1st and the 99.5th percentile of the positive voxels; float32."""
-    array = np.nan_to_num(array.astype(np.float32))
-    positive = array[array > 0]
-    if positive.size == 0:
-        return np.zeros_like(array)
-    low, high = np.percentile(positive, [1, 99.5])
-    return np.clip((array - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)

@@ -15,9 +15,10 @@ from medsegcore.imaging import Region
 from medsegcore.models import InputSpec, ModelDescription
 
 from .InputChecks import ERROR, OK, WARNING, Finding, InputChecks
-from .InputFrames import framesOf
+from .InputFrames import ALL_FRAMES, frameCount, framesOf
 from .InputMatcher import InputMatcher, Proposal
 from .InputRegion import regionFromRoiNode, roiNodeForGrid
+from .NodeNames import ROLE
 from .Observing import Observers, onSceneClose
 from .Translation import _
 
@@ -45,7 +46,7 @@ class _Row:
 
     @property
     def frame(self) -> int | None:
-        """The chosen frame of a 4-D node, None for the shown one."""
+        """The chosen frame of a 4-D node, `ALL_FRAMES`, or None for the shown one."""
         return self.frameBox.currentData if self.frameBox.count else None
 
 
@@ -131,9 +132,21 @@ class InputsPart:
         return {key: row.node for key, row in self._given().items()}
 
     def frames(self) -> dict[str, int]:
-        """{input key: frame} where the user chose one."""
+        """{input key: frame, or `ALL_FRAMES`} where the user chose one."""
         found = {key: row.frame for key, row in self._given().items()}
         return {key: frame for key, frame in found.items() if frame is not None}
+
+    def movable(self) -> tuple[Any, dict[str, tuple[str, Any]]]:
+        """The reference, and {input key: (title, volume node)} of what can be registered to it."""
+        given = {
+            key: row for key, row in self._given().items()
+            if row.node.IsA("vtkMRMLVolumeNode") and framesOf(row.node) is None
+        }  # fmt: skip
+        # Where one of the inputs is given, there is nothing to register it to.
+        reference = self._description.reference if self._description is not None else None
+        row = given.pop(reference, None) if reference is not None else None
+        others = {key: (row.spec.title, row.node) for key, row in given.items()}
+        return (row.node if row is not None else None), others
 
     def region(self) -> Region | None:
         """The box to work in.
@@ -219,6 +232,18 @@ class InputsPart:
             if row.selector:
                 row.selector.setMRMLScene(None)
 
+    def _hideResults(self) -> None:
+        """What runs have made is offered for no input; selectors cannot ask for no attribute."""
+        made = [
+            node.GetID()
+            for node in slicer.util.getNodesByClass("vtkMRMLVolumeNode", self._scene)
+            if node.GetAttribute(ROLE)
+        ]
+        for row in self._rows.values():
+            offered = row.selector.sortFilterProxyModel()
+            if list(offered.hiddenNodeIDs) != made:
+                offered.hiddenNodeIDs = made
+
     def _given(self) -> dict[str, _Row]:
         return {key: row for key, row in self._rows.items() if row.node is not None}
 
@@ -301,9 +326,11 @@ class InputsPart:
         if frames is not None:
             shown = labels[frames.selected] if labels else ""
             box.addItem(_("Shown frame, {label}").format(label=shown), None)
+            if len(labels) > 1:
+                box.addItem(_("All {count} frames").format(count=len(labels)), ALL_FRAMES)
             for number, label in enumerate(labels):
                 box.addItem(label, number)
-            box.setCurrentIndex(before + 1 if before is not None and before < len(labels) else 0)
+            box.setCurrentIndex(max(box.findData(before), 0) if before is not None else 0)
         box.blockSignals(blocked)
         box.visible = len(labels) > 1
 
@@ -330,16 +357,18 @@ class InputsPart:
         for row in self._rows.values():
             if row.node is not None and not self._scene.IsNodePresent(row.node):
                 row.node, row.byUser = None, False
+        self._hideResults()
         self._match()
         self._observe()
         for row in self._given().values():
-            self._steps.append(partial(self._look, row))
+            frames = range(frameCount(row.node)) if row.frame == ALL_FRAMES else [row.frame]
+            self._steps += [partial(self._look, row, frame) for frame in frames]
         self._steps.append(self._conclude)
 
-    def _look(self, row: _Row) -> None:
+    def _look(self, row: _Row, frame: int | None) -> None:
         """Measure one volume; what is measured is kept until its voxels change."""
         if self._description is not None:
-            frames = {row.spec.key: row.frame} if row.frame is not None else {}
+            frames = {row.spec.key: frame} if frame is not None else {}
             self._checks.check(self._description, {row.spec.key: row.node}, frames)
 
     def _conclude(self) -> None:
@@ -353,7 +382,7 @@ class InputsPart:
                 region = self.region()
             except MedSegError as error:
                 wrong = [Finding(ERROR, "", "region", str(error))]
-            findings = self._checks.check(
+            findings = self._checks.checkSeries(
                 self._description, self.inputNodes(), self.frames(), region
             )
             findings += wrong

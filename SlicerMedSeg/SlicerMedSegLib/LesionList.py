@@ -1,15 +1,18 @@
 """The lesions of a run in a table widget: sorted by its header, kept or dropped by a check mark."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import qt
 
 from .LesionTable import LesionRow, LesionTable
+from .Steps import Steps
 from .Translation import _
 
 KEPT = 0
 ROW_PX = 24
+ROWS_A_STEP = 12
 
 
 class LesionList:
@@ -58,24 +61,37 @@ class LesionList:
 
     def clear(self) -> None:
         """No lesions."""
-        blocked = self._widget.blockSignals(True)
-        self._widget.setRowCount(0)
-        self._widget.blockSignals(blocked)
+        with self._silent():
+            self._widget.setRowCount(0)
         self.shown = []
 
-    def fill(self, table: LesionTable, rows: list[LesionRow]) -> None:
-        """Show these rows; the lesion that was current stays so."""
+    def fill(self, table: LesionTable, rows: list[LesionRow]) -> Steps[None]:
+        """Show these rows, some of them in each step; the lesion that was current stays so."""
         current = self._current()
+        with self._silent():
+            self._setColumns(table)
+            # What a click means is what the row shows: both grow together.
+            self.shown = []
+            self._widget.setRowCount(0)
+        for first in range(0, len(rows), ROWS_A_STEP):
+            with self._silent():
+                for row in rows[first : first + ROWS_A_STEP]:
+                    n = len(self.shown)
+                    self._widget.insertRow(n)
+                    self._fillRow(n, row)
+                    self.shown.append(row)
+                    if current is not None and np.array_equal(row.voxels, current.voxels):
+                        self._widget.setCurrentCell(n, max(self._widget.currentColumn(), 0))
+                if first == 0:
+                    # The largest numbers are at the top, or look alike.
+                    self._widget.resizeColumnsToContents()
+            yield
+
+    @contextlib.contextmanager
+    def _silent(self) -> Iterator[None]:
         blocked = self._widget.blockSignals(True)
         try:
-            self._setColumns(table)
-            self._widget.setRowCount(len(rows))
-            self.shown = rows
-            for n, row in enumerate(rows):
-                self._fillRow(n, row)
-                if current is not None and np.array_equal(row.voxels, current.voxels):
-                    self._widget.setCurrentCell(n, max(self._widget.currentColumn(), 0))
-            self._widget.resizeColumnsToContents()
+            yield
         finally:
             self._widget.blockSignals(blocked)
 

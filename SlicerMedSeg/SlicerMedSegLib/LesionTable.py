@@ -13,22 +13,24 @@ import vtk
 
 from medsegcore.errors import SettingError
 from medsegcore.files import write_file
-from medsegcore.imaging import Grid, resample
+from medsegcore.imaging import Grid, Image, resample
 from medsegcore.inference.lesions import Lesion, longest_diameter_mm
 from medsegcore.inference.result import lesion_columns, lesion_row
 
-from .Lattice import boundingBox
 from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns, inputNodes
 from .RunSegments import RunSegments
-from .SceneConversion import imageFromVolumeNode
+from .SceneConversion import imageFromVolumeNode, localAffine
 from .SegmentRule import components
+from .Steps import Steps, runToEnd
 from .Translation import _
 
 # Nearer than this to the middle plane (mm), a lesion is on no side.
 MIDLINE_MM = 5.0
 # Nearer than this part of the tissue's half extent, it is neither in front nor behind.
 MIDDLE_PART = 0.15
+# So many voxels are enough to find the middle.
+MIDDLE_VOXELS = 1e6
 
 
 @dataclass(frozen=True)
@@ -61,37 +63,62 @@ class LesionTable:
     """
 
     def __init__(self, segments: RunSegments, inputs: Mapping[str, Any] | None = None) -> None:
+        runToEnd(self._open(segments, inputs))
+
+    @classmethod
+    def opening(
+        cls, segments: RunSegments, inputs: Mapping[str, Any] | None = None
+    ) -> Steps["LesionTable"]:
+        """The constructor in short steps."""
+        table = cls.__new__(cls)
+        yield from table._open(segments, inputs)
+        return table
+
+    def _open(self, segments: RunSegments, inputs: Mapping[str, Any] | None) -> Steps[None]:
         self.segments = segments
         self.inputs = dict(inputNodes(segments.segmentation) if inputs is None else inputs)
         self.tableNode = next(
             iter(findRuns(segments.scene).get(segments.run, {}).get("lesions", [])), None
         )
         self._measured: dict[tuple, Lesion] = {}
-        self._arrays: dict[str, tuple] = {}
+        self._stamps: dict[str, tuple] | None = None
+        self._images: dict[str, Image] = {}
         self._rows: list[LesionRow] = []
         self._middle: tuple[np.ndarray, np.ndarray] | None = None
         self._observers = Observers()
-        self.update()
+        yield from self.updateSteps()
 
     # What is there
 
     def update(self) -> list[LesionRow]:
         """Measure what changed, and bring the scene's table up to date; by falling volume."""
-        arrays = self._inputArrays()
-        rows, measured = [], {}
+        return runToEnd(self.updateSteps())
+
+    def updateSteps(self) -> Steps[list[LesionRow]]:
+        """`update` in short steps; the rows and the scene's table change with the last one.
+
+        Steps that are given up leave the old rows; what was measured is not measured again.
+        """
+        images = self._inputImages()
+        yield
+        self._findMiddle(images)
+        rows, used = [], set()
         for label in self.segments.labels:
-            found = [(voxels, True) for voxels in self._components(label)]
-            found += [(voxels, False) for voxels in self.segments.dropped(label)]
-            for voxels, kept in found:
+            found = yield from self._components(label)
+            kept = [(voxels, True) for voxels in found]
+            for voxels, there in kept + [(v, False) for v in self.segments.dropped(label)]:
                 key = (label, voxels.size, voxels.tobytes())
-                lesion = self._measured.get(key) or self._measure(label, voxels, arrays)
-                measured[key] = lesion
-                rows.append(LesionRow(lesion, self._place(lesion, arrays), kept, voxels))
-        self._measured = measured
+                used.add(key)
+                if key not in self._measured:
+                    self._measured[key] = yield from self._measure(label, voxels, images)
+                lesion = self._measured[key]
+                rows.append(LesionRow(lesion, self._place(lesion), there, voxels))
+        self._measured = {key: lesion for key, lesion in self._measured.items() if key in used}
         rows.sort(key=lambda row: -row.lesion.volume_ml)
         self._rows = [
             replace(row, lesion=replace(row.lesion, number=n)) for n, row in enumerate(rows, 1)
         ]
+        yield
         self._fillNode()
         return list(self._rows)
 
@@ -137,6 +164,11 @@ class LesionTable:
 
     def setKept(self, rows: Sequence[LesionRow], kept: bool) -> None:
         """Put lesions back into the segment, or take them out: one step of undo for all."""
+        self.keep(rows, kept)
+        self.update()
+
+    def keep(self, rows: Sequence[LesionRow], kept: bool) -> None:
+        """`setKept` without an `update`, which is due then."""
         wanted = [row for row in rows if row.kept != kept]
         if not wanted:
             return
@@ -146,7 +178,6 @@ class LesionTable:
                 self._keepOf(label, [r.voxels for r in wanted if r.lesion.label == label], kept)
         finally:
             self.segments.finish()
-        self.update()
 
     def _keepOf(self, label: str, lesions: list[np.ndarray], kept: bool) -> None:
         records = self.segments.dropped(label)
@@ -164,7 +195,7 @@ class LesionTable:
             flat = self.segments.mask(label).reshape(-1)
             lesions = [voxels for voxels in lesions if flat[voxels].any()]
         if lesions:
-            voxels = np.unique(np.concatenate(lesions))
+            voxels = np.sort(np.concatenate(lesions))
             gained, lost = (voxels, nothing) if kept else (nothing, voxels)
             self.segments.change(label, gained, lost, records)
 
@@ -211,27 +242,35 @@ class LesionTable:
 
     # How it is measured
 
-    def _components(self, label: str) -> list[np.ndarray]:
+    def _components(self, label: str) -> Steps[list[np.ndarray]]:
         mask = self.segments.mask(label)
-        box = boundingBox(mask)
-        if box is None:
-            return []
-        inside = mask[box]
-        numbers = components(inside)[inside]
         voxels = np.flatnonzero(mask.reshape(-1))
+        yield
+        if voxels.size == 0:
+            return []
+        numbers = components(voxels, mask.shape)
+        yield
         # Sorted by number, each component's voxels in a row and ascending.
         order = np.argsort(numbers, kind="stable")
-        ends = np.cumsum(np.bincount(numbers)[1:])
-        return np.split(voxels[order], ends[:-1])
+        return np.split(voxels[order], np.cumsum(np.bincount(numbers))[:-1])
 
-    def _measure(self, label: str, voxels: np.ndarray, arrays: dict) -> Lesion:
+    def _measure(
+        self, label: str, voxels: np.ndarray, images: Mapping[str, Image]
+    ) -> Steps[Lesion]:
         grid = self.segments.worldGrid
         kji = np.stack(np.unravel_index(voxels, grid.shape), axis=1)
-        low = kji.min(axis=0)
-        mask = np.zeros(kji.max(axis=0) - low + 1, bool)
+        low, high = kji.min(axis=0), kji.max(axis=0) + 1
+        k, j, i = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        part = grid.crop((k, j, i))
+        mask = np.zeros(part.shape, bool)
         mask[tuple((kji - low).T)] = True
         probability = self.segments.probabilities[label].reshape(-1)[voxels]
         r, a, s = (float(x) for x in grid.to_ras(kji[:, ::-1].mean(axis=0)))
+        yield
+        means = {}
+        for key, image in images.items():
+            means[key] = meanInside(image, part, mask)
+            yield
         return Lesion(
             number=0,
             label=label,
@@ -240,27 +279,36 @@ class LesionTable:
             mean_probability=float(probability.mean()),
             max_probability=float(probability.max()),
             center_ras=(r, a, s),
-            inputs={k: float(array.reshape(-1)[voxels].mean()) for k, array in arrays.items()},
+            inputs=means,
         )
 
-    def _inputArrays(self) -> dict[str, np.ndarray]:
-        """The inputs on the grid, read anew only when their voxels changed."""
+    def _inputImages(self) -> dict[str, Image]:
+        """The inputs where they stand; what was measured in others does not count any more."""
         for key, node in list(self.inputs.items()):
             if node is None or node.GetScene() is None or node.GetImageData() is None:
                 del self.inputs[key]
-                self._measured.clear()
-                continue
-            stamp = (node.GetID(), node.GetImageData().GetMTime())
-            if self._arrays.get(key, (None,))[0] != stamp:
-                array = resample(imageFromVolumeNode(node), self.segments.worldGrid).array
-                self._arrays[key] = (stamp, array)
-                self._measured.clear()
-                self._middle = None
-        return {key: self._arrays[key][1] for key in self.inputs}
+        stamps = {key: _stampOf(node) for key, node in self.inputs.items()}
+        if stamps != self._stamps:
+            self._images = {
+                key: imageFromVolumeNode(node, copy=False) for key, node in self.inputs.items()
+            }
+            self._stamps, self._middle = stamps, None
+            self._measured.clear()
+        return self._images
 
-    def _place(self, lesion: Lesion, arrays: Mapping[str, np.ndarray]) -> str:
+    def _findMiddle(self, images: Mapping[str, Image]) -> None:
         if self._middle is None:
-            self._middle = tissueMiddle(self.segments.worldGrid, next(iter(arrays.values()), None))
+            grid, array = self.segments.worldGrid, None
+            for image in images.values():
+                # A voxel of many tells where the tissue is.
+                step = max(1, round((image.array.size / MIDDLE_VOXELS) ** (1 / 3)))
+                array = image.array[::step, ::step, ::step]
+                grid = Grid(array.shape, image.affine @ np.diag([step, step, step, 1]))
+                break
+            self._middle = tissueMiddle(grid, array)
+
+    def _place(self, lesion: Lesion) -> str:
+        assert self._middle is not None
         return placeInWords(np.array(lesion.center_ras), *self._middle)
 
     # How it is written
@@ -314,6 +362,29 @@ def jumpViews(scene, ras: Sequence[float]) -> None:
         shift = np.array(ras) - node.GetFocalPoint()
         node.SetPosition(*(np.array(node.GetPosition()) + shift))
         node.SetFocalPoint(*ras)
+
+
+def _stampOf(node) -> tuple:
+    """Differs when the voxels do, or where they stand."""
+    transform = node.GetParentTransformNode()
+    moved = transform.GetTransformToWorldMTime() if transform is not None else 0
+    return node.GetID(), node.GetImageData().GetMTime(), localAffine(node).tobytes(), moved
+
+
+def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> float:
+    """Mean of an image where `mask` [k, j, i] on `grid` is True; 0 counts beyond the image."""
+    # The part around the grid, and what smoothing for coarser voxels reaches.
+    reach = np.ceil(2 * max(grid.spacing) / np.array(image.spacing)) + 2
+    corners = np.column_stack([grid.corners(), np.ones(8)]) @ np.linalg.inv(image.affine).T
+    low = np.maximum(np.floor(corners.min(axis=0)[:3] - reach), 0).astype(int)
+    high = np.ceil(corners.max(axis=0)[:3] + reach).astype(int) + 1
+    high = np.minimum(high, image.shape[::-1])
+    if (low >= high).any():
+        return 0.0
+    k, j, i = (slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1], strict=True))
+    box = (k, j, i)
+    around = Image(image.array[box], image.grid.crop(box).affine)
+    return float(resample(around, grid).array[mask].mean())
 
 
 def tissueMiddle(grid: Grid, array: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsegcore.errors import MedSegError, ModelNotFoundError
-from medsegcore.models import ModelDescription, ModelFolder, ModelStore, StoredModel
+from medsegcore.models import InputSpec, ModelDescription, ModelFolder, ModelStore, StoredModel
+from medsegcore.models.contrasts import contrast_of_key
 
 from .Translation import _
 
@@ -43,10 +44,19 @@ class CatalogEntry:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The DICOM modalities of its inputs."""
+        """What images it takes: MR contrasts such as "FLAIR", or modalities such as "CT"."""
         if self.description is None:
             return ()
-        return tuple(sorted({spec.modality for spec in self.description.inputs}))
+        return tuple(sorted({_imageOf(spec) for spec in self.description.inputs}))
+
+    def runsOn(self, modalities: Collection[str]) -> bool:
+        """Whether these images, as `modalities` names them, are all that it needs."""
+        d = self.description
+        if d is None:
+            return False
+        specs = [s for s in d.inputs if s.required or d.missing_input == "refuse"]
+        needed = {_imageOf(spec) for spec in specs}
+        return needed <= set(modalities) and not set(self.modalities).isdisjoint(modalities)
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class ModelCatalog:
         Args:
             text: words that all have to occur in title, task, inputs, labels, authors, ...
             anatomy: one of `anatomies()`, "" for any.
-            modalities: the model's inputs are of these alone; empty for any.
+            modalities: the images at hand, some of `modalities()`; empty for any.
             memoryMb: what the device has; models that need more are left out.
         """
         return [
@@ -105,7 +115,7 @@ class ModelCatalog:
             or (
                 all(word in entry.searchText for word in text.lower().split())
                 and anatomy in ("", entry.anatomy)
-                and (not modalities or set(entry.modalities) <= set(modalities))
+                and (not modalities or entry.runsOn(modalities))
                 and (memoryMb is None or entry.description.memory_mb <= memoryMb)
             )
         ]
@@ -156,6 +166,13 @@ class ModelCatalog:
             self.store.remove_folder(entry.path)
         finally:
             self.refresh()
+
+
+def _imageOf(spec: InputSpec) -> str:
+    """What an input is called in the filter."""
+    if spec.modality != "MR":
+        return spec.modality
+    return contrast_of_key(spec.key, spec.title).upper() or "MR"
 
 
 def _entry(model: StoredModel) -> CatalogEntry:

@@ -39,7 +39,7 @@ class ModelPart:
         self._connections: list[tuple[Any, str, Callable[..., None]]] = [
             (ui.searchEdit, "textChanged(QString)", self._filter),
             (ui.anatomyBox, "currentIndexChanged(int)", self._filter),
-            (ui.modalityBox, "currentIndexChanged(int)", self._filter),
+            (ui.modalityBox, "checkedIndexesChanged()", self._filter),
             (ui.modelList, "currentRowChanged(int)", self._rowChanged),
             (ui.addFolderButton, "clicked()", self._addFolder),
             (ui.addZipButton, "clicked()", self._addZip),
@@ -48,6 +48,9 @@ class ModelPart:
         ]
         for widget, signal, slot in self._connections:
             widget.connect(signal, slot)
+        self._drops = _Drops(self._add)
+        ui.modelList.viewport().setAcceptDrops(True)
+        ui.modelList.viewport().installEventFilter(self._drops)
         self._fillFilters()
         self._fillList()
 
@@ -80,28 +83,46 @@ class ModelPart:
         for widget, signal, slot in connections:
             if widget:
                 widget.disconnect(signal, slot)
+        if self._ui.modelList:
+            self._ui.modelList.viewport().removeEventFilter(self._drops)
 
     # What is offered.
 
     def _fillFilters(self) -> None:
-        for box, everything, choices in (
-            (self._ui.anatomyBox, _("Any anatomy"), self._catalog.anatomies()),
-            (self._ui.modalityBox, _("Any modality"), self._catalog.modalities()),
-        ):
-            before = box.currentData
-            blocked = box.blockSignals(True)
-            box.clear()
-            box.addItem(everything, "")
-            for choice in choices:
-                box.addItem(choice, choice)
-            box.setCurrentIndex(max(box.findData(before), 0))
-            box.blockSignals(blocked)
+        box = self._ui.anatomyBox
+        before = box.currentData
+        blocked = box.blockSignals(True)
+        box.clear()
+        box.addItem(_("Any anatomy"), "")
+        for choice in self._catalog.anatomies():
+            box.addItem(choice, choice)
+        box.setCurrentIndex(max(box.findData(before), 0))
+        box.blockSignals(blocked)
+        self._fillModalities()
+
+    def _fillModalities(self, left: frozenset[str] | None = None) -> None:
+        """List what the models take; all are ticked but those that the user has left out."""
+        box = self._ui.modalityBox
+        if left is None:
+            left = self._modalities(qt.Qt.Unchecked)
+        blocked = box.blockSignals(True)
+        box.clear()
+        for n, choice in enumerate(self._catalog.modalities()):
+            box.addItem(choice)
+            state = qt.Qt.Unchecked if choice in left else qt.Qt.Checked
+            box.setCheckState(box.checkableModel().index(n, 0), state)
+        box.blockSignals(blocked)
+
+    def _modalities(self, state: int) -> frozenset[str]:
+        """The images that are ticked, or not."""
+        box = self._ui.modalityBox
+        indexes = [box.checkableModel().index(n, 0) for n in range(box.count)]
+        return frozenset(i.data() for i in indexes if box.checkState(i) == state)
 
     def _fillList(self) -> None:
         ui = self._ui
-        modality = ui.modalityBox.currentData
         self._shown = self._catalog.entries(
-            ui.searchEdit.text, ui.anatomyBox.currentData or "", [modality] if modality else []
+            ui.searchEdit.text, ui.anatomyBox.currentData or "", self._modalities(qt.Qt.Checked)
         )
         blocked = ui.modelList.blockSignals(True)
         ui.modelList.clear()
@@ -127,13 +148,13 @@ class ModelPart:
 
     def _clearFilters(self) -> None:
         ui = self._ui
-        for widget in (ui.searchEdit, ui.anatomyBox, ui.modalityBox):
+        for widget in (ui.searchEdit, ui.anatomyBox):
             widget.blockSignals(True)
         ui.searchEdit.setText("")
         ui.anatomyBox.setCurrentIndex(0)
-        ui.modalityBox.setCurrentIndex(0)
-        for widget in (ui.searchEdit, ui.anatomyBox, ui.modalityBox):
+        for widget in (ui.searchEdit, ui.anatomyBox):
             widget.blockSignals(False)
+        self._fillModalities(frozenset())
         self._fillList()
 
     # What is chosen.
@@ -225,6 +246,32 @@ class ModelPart:
     def _say(self, text: str) -> None:
         self._ui.modelMessageLabel.text = text
         self._ui.modelMessageLabel.visible = bool(text)
+
+
+class _Drops(qt.QObject):
+    """Takes model folders and .zip files that are dropped on a widget.
+
+    Args:
+        dropped: called with the path of each.
+    """
+
+    def __init__(self, dropped: Callable[[str], None]) -> None:
+        super().__init__()
+        self._dropped = dropped
+
+    def eventFilter(self, watched, event) -> bool:
+        """Qt's; True when the event was taken."""
+        kind = event.type()
+        if kind not in (qt.QEvent.DragEnter, qt.QEvent.DragMove, qt.QEvent.Drop):
+            return False
+        paths = [url.toLocalFile() for url in event.mimeData().urls()]
+        paths = [p for p in paths if Path(p).is_dir() or p.lower().endswith(".zip")]
+        if paths:
+            event.acceptProposedAction()
+        if paths and kind == qt.QEvent.Drop:
+            for path in paths:
+                self._dropped(path)
+        return bool(paths)
 
 
 def _task(entry: CatalogEntry) -> str:

@@ -9,3 +9,7 @@ INPUTS = "MedSeg.Input"
 TITLE = "MedSeg.Title"
 KIND = "MedSeg.Kind"
 AXIS = "MedSeg.Axis"
+# Of a segmentation that is one of several frames: its number, the series, and what has the frames.
+FRAME = "MedSeg.Frame"
+SERIES = "MedSeg.Series"
+FRAMES_OF = "MedSeg.FramesOf"

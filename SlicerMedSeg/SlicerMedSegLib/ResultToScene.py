@@ -14,12 +14,14 @@ from medsegcore.inference import CorrelationAttention, Result, SpatialAttention
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
 
 from .Colors import CLEAR_BELOW, labelColorNode, labelColors, overlayColorNode
-from .CorrelationStore import storeCorrelation
+from .CorrelationStore import correlationSteps
+from .Lattice import boundingBox
 from .NodeNames import AXIS, CHECKSUM, INPUTS, KEY, KIND, ROLE, RUN, TITLE
-from .SceneConversion import localAffine, orientedImage, parentToWorld, volumeNodeFromImage
+from .SceneConversion import localAffine, orientedImage, parentToWorld
 from .SegmentRule import maskChecksum
 from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
 from .SegmentTags import LABEL, MIN_ML, THRESHOLD
+from .Steps import SLAB_BYTES, Steps, imageDataInSteps, runToEnd
 
 
 @dataclass
@@ -60,10 +62,30 @@ def addResultToScene(result: Result, scene, referenceNode, title: str) -> Result
             becomes that of the new nodes, so that both move together.
         title: e.g. the model's title; a number is added when the scene has one of that name.
     """
+    return runToEnd(resultSteps(result, scene, referenceNode, title))
+
+
+def resultSteps(result: Result, scene, referenceNode, title: str) -> Steps[ResultNodes]:
+    """`addResultToScene` in short steps.
+
+    The arrays are copied before anything is added; each node appears with all that it holds, and
+    `findRuns` knows the run after the last step. Steps that fail or are given up take out of the
+    scene what they added.
+    """
     builder = _Builder(result, scene, referenceNode, title)
     # Not as a batch: the segmentations' displayable managers miss nodes that are added in one.
+    steps = builder.steps()
     try:
-        return builder.build()
+        while True:
+            before = builder.nodeIds()
+            try:
+                next(steps)
+            finally:
+                # Between the steps the user may add nodes as well.
+                builder.made |= builder.nodeIds() - before
+            yield
+    except StopIteration as end:
+        return end.value
     except BaseException:
         builder.undo()
         raise
@@ -74,7 +96,8 @@ class _Builder:
         self.result, self.scene, self.reference = result, scene, referenceNode
         self.hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
         self.title = self._freeTitle(title)
-        self.before = self._nodeIds()
+        self.made: set[str] = set()
+        self.adopted: list = []
         self.folder = 0
         # Nodes under a transform hold local coordinates; the result is in the world's.
         transform = referenceNode.GetParentTransformNode()
@@ -87,55 +110,74 @@ class _Builder:
         if np.allclose(self.affine, own, atol=1e-4):
             self.affine = own
 
-    def build(self) -> ResultNodes:
+    def steps(self) -> Steps[ResultNodes]:
+        """Each node appears with all that it holds; the run is known as one after the last."""
         nodes = ResultNodes(self._makeFolder())
-        nodes.segmentation = self._segmentation()
-        nodes.answer = self._answer()
+        nodes.segmentation = yield from self._segmentation()
+        nodes.answer = yield from self._answer()
         colors = overlayColorNode(self.scene)
         for label in self.result.labels:
             array = self.result.probabilities[label.name]
-            nodes.probabilities[label.name] = self._overlay(
+            nodes.probabilities[label.name] = yield from self._overlay(
                 array, f"Probability of {label.name}", colors, "probability", label.name
             )
         for attention in self.result.attention:
-            if isinstance(attention, SpatialAttention):
-                node = self._overlay(
-                    attention.values, attention.title, colors, "attention", attention.key
-                )
-            elif isinstance(attention, CorrelationAttention):
-                array = self._correlation(attention)
-                name = f"{self.title}: {attention.title} (all maps)"
-                store = storeCorrelation(self.scene, attention, name)
-                self._adopt(store, "correlation", attention.key)
-                # Kept in the world, as the maps' own geometry is.
-                store.SetAndObserveTransformNodeID(None)
-                node = self._overlay(array, attention.title, colors, "attention", attention.key)
-            else:
-                node = self._sliceTable(attention)
+            node = yield from self._attention(attention, colors)
             node.SetAttribute(TITLE, attention.title)
             node.SetAttribute(KIND, attention.kind)
             nodes.attention[attention.key] = node
+            yield
         nodes.lesions = self._lesionTable()
         nodes.provenance = self._provenance()
+        yield
+        self.hierarchy.SetItemAttribute(self.folder, RUN, self.title)
+        for node in self.adopted:
+            node.SetAttribute(RUN, self.title)
         return nodes
 
-    def _correlation(self, attention: CorrelationAttention) -> np.ndarray:
+    def _attention(self, attention, colors) -> Steps[Any]:
+        if isinstance(attention, SpatialAttention):
+            array = attention.values
+        elif isinstance(attention, CorrelationAttention):
+            array = yield from self._correlation(attention)
+            name = f"{self.title}: {attention.title} (all maps)"
+            store = yield from correlationSteps(self.scene, attention, name)
+            self._adopt(store, "correlation", attention.key)
+            # Kept in the world, as the maps' own geometry is.
+            store.SetAndObserveTransformNodeID(None)
+            yield
+        else:
+            return self._sliceTable(attention)
+        return (
+            yield from self._overlay(array, attention.title, colors, "attention", attention.key)
+        )
+
+    def _correlation(self, attention: CorrelationAttention) -> Steps[np.ndarray]:
         """The map for the largest lesion's centre, or the middle: 0..1 on the result's grid."""
         grid, lesions = self.result.grid, self.result.lesions
         point = lesions[0].center_ras if lesions else grid.center
-        array = resample(attention.map_at(np.asarray(point)), grid).array
-        return array / max(float(array.max()), 1e-12)
+        image = attention.map_at(np.asarray(point))
+        array = np.empty(grid.shape, np.float32)
+        slices = max(1, SLAB_BYTES // 4 // array[0].nbytes)
+        for first in range(0, grid.shape[0], slices):
+            slab = slice(first, min(first + slices, grid.shape[0]))
+            part = grid.crop((slab, slice(0, grid.shape[1]), slice(0, grid.shape[2])))
+            array[slab] = resample(image, part).array
+            yield
+        array /= max(float(array.max()), 1e-12)
+        yield
+        return array
 
     def undo(self) -> None:
-        """Take out what was added so far, displays and color tables included."""
-        for nodeId in self._nodeIds() - self.before:
+        """Take out what was added, displays and color tables included."""
+        for nodeId in self.made:
             node = self.scene.GetNodeByID(nodeId)
             if node is not None:
                 self.scene.RemoveNode(node)
         if self.folder:
             self.hierarchy.RemoveItem(self.folder)
 
-    def _nodeIds(self) -> set[str]:
+    def nodeIds(self) -> set[str]:
         return {self.scene.GetNthNode(n).GetID() for n in range(self.scene.GetNumberOfNodes())}
 
     def _freeTitle(self, title: str) -> str:
@@ -154,12 +196,11 @@ class _Builder:
         item = self.hierarchy.GetItemByDataNode(self.reference)
         parent = self.hierarchy.GetItemParent(item) if item else self.hierarchy.GetSceneItemID()
         self.folder = self.hierarchy.CreateFolderItem(parent, self.title)
-        self.hierarchy.SetItemAttribute(self.folder, RUN, self.title)
         return self.folder
 
     def _adopt(self, node, role: str, key: str = "") -> None:
-        """Into the folder, under the reference's transform, marked as part of this run."""
-        node.SetAttribute(RUN, self.title)
+        """Into the folder, under the reference's transform, with its role in this run."""
+        self.adopted.append(node)
         node.SetAttribute(ROLE, role)
         node.SetAttribute(KEY, key)
         if node.IsA("vtkMRMLTransformableNode") and self.transformId:
@@ -172,7 +213,17 @@ class _Builder:
     def _image(self, array: np.ndarray) -> Image:
         return Image(array, self.affine)
 
-    def _segmentation(self):
+    def _segmentation(self) -> Steps[Any]:
+        masks = []
+        for label in self.result.labels:
+            mask = self.result.labelmap == label.value
+            yield
+            turned = reorient(self._image(mask), "RAS").array
+            yield
+            # A label without a voxel still gets its segment.
+            box = boundingBox(mask) or (slice(0, 1),) * 3
+            masks.append((mask, box, maskChecksum(turned)))
+            yield
         node = self.scene.AddNewNodeByClass("vtkMRMLSegmentationNode", self.title)
         self._adopt(node, "segmentation")
         node.CreateDefaultDisplayNodes()
@@ -181,60 +232,77 @@ class _Builder:
         binary = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
         segmentation.SetSourceRepresentationName(binary)
         colors = labelColors([label.color for label in self.result.labels])
-        for label, color in zip(self.result.labels, colors, strict=True):
-            mask = (self.result.labelmap == label.value).astype(np.uint8)
+        for label, color, made in zip(self.result.labels, colors, masks, strict=True):
+            mask, box, signature = made
             segmentId = f"Segment_{label.value}"
             node.AddSegmentFromBinaryLabelmapRepresentation(
-                orientedImage(self._image(mask)), label.name,
+                orientedImage(self._image(mask), box), label.name,
                 [channel / 255 for channel in color], segmentId,
             )  # fmt: skip
             segment = segmentation.GetSegment(segmentId)
             entry = terminology_entry(label)
             if entry:
                 segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
-            self._tellOrigin(segment, label.name, mask)
+            self._tellOrigin(segment, label.name, signature)
         display = node.GetDisplayNode()
         display.SetOpacity2DFill(0.25)
         display.SetOpacity2DOutline(1.0)
         display.SetSliceIntersectionThickness(2)
+        yield
         return node
 
-    def _tellOrigin(self, segment, name: str, mask: np.ndarray) -> None:
+    def _tellOrigin(self, segment, name: str, signature: str) -> None:
         """How the segment was made, so that its threshold can move as long as nobody edits it."""
         settings = self.result.settings
         segment.SetTag(LABEL, name)
         segment.SetTag(THRESHOLD, repr(float(settings["thresholds"][name])))
         segment.SetTag(MIN_ML, repr(float(settings.get("min_lesion_ml", 0.0))))
-        turned = reorient(self._image(mask > 0), "RAS").array
-        segment.SetTag(SEGMENT_CHECKSUM, maskChecksum(turned))
+        segment.SetTag(SEGMENT_CHECKSUM, signature)
 
-    def _answer(self):
-        node = volumeNodeFromImage(
-            self._image(self.result.labelmap), f"{self.title}: model's answer (read only)",
-            self.scene, "vtkMRMLLabelMapVolumeNode",
-        )  # fmt: skip
+    def _answer(self) -> Steps[Any]:
+        written = checksum(self.result.labelmap)
+        yield
+        name = f"{self.title}: model's answer (read only)"
+        node = yield from self._volume("vtkMRMLLabelMapVolumeNode", name, self.result.labelmap)
         self._adopt(node, "answer")
+        node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetAndObserveColorNodeID(
             labelColorNode(self.scene, self.result.labels, self.title).GetID()
         )
-        node.SetAttribute(CHECKSUM, checksum(self.result.labelmap))
+        node.SetAttribute(CHECKSUM, written)
         # Modules that write into volumes offer selectable ones only.
         node.SetSelectable(0)
+        yield
         return node
 
-    def _overlay(self, array: np.ndarray, name: str, colors, role: str, key: str):
+    def _overlay(self, array: np.ndarray, name: str, colors, role: str, key: str) -> Steps[Any]:
         """A 0..1 volume that is clear where it is nearly 0."""
-        node = volumeNodeFromImage(
-            self._image(array.astype(np.float32)), f"{self.title}: {name}", self.scene
-        )
+        array = array if array.dtype == np.float32 else array.astype(np.float32)
+        node = yield from self._volume("vtkMRMLScalarVolumeNode", f"{self.title}: {name}", array)
         self._adopt(node, role, key)
-        display = node.GetDisplayNode()
+        # Its own display from the start: the default one looks at all voxels for a window.
+        display = self.scene.CreateNodeByClass("vtkMRMLScalarVolumeDisplayNode")
+        display.UnRegister(None)
         display.SetAndObserveColorNodeID(colors.GetID())
         display.SetAutoWindowLevel(0)
         display.SetWindowLevelMinMax(0.0, 1.0)
         display.SetAutoThreshold(0)
         display.SetThreshold(CLEAR_BELOW, 1.0)
         display.SetApplyThreshold(1)
+        self.scene.AddNode(display)
+        node.SetAndObserveDisplayNodeID(display.GetID())
+        yield
+        return node
+
+    def _volume(self, className: str, name: str, array: np.ndarray) -> Steps[Any]:
+        """A volume node in the scene, added when its voxels are there."""
+        data = yield from imageDataInSteps(array)
+        node = self.scene.CreateNodeByClass(className)
+        node.UnRegister(None)
+        node.SetName(name)
+        node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(self.affine))
+        node.SetAndObserveImageData(data)
+        self.scene.AddNode(node)
         return node
 
     def _sliceTable(self, attention):

@@ -19,6 +19,7 @@ from .LiveThreshold import LiveThreshold
 from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns
 from .RunSegments import RunSegments
+from .Steps import EventLoopSteps, Steps
 from .ThresholdSliders import ThresholdSliders
 from .Translation import _
 
@@ -48,6 +49,9 @@ class ResultsPart:
         self._segments: RunSegments | None = None
         self._table: LesionTable | None = None
         self._runs: list[str] = []
+        # Which run's segments are read, or being read.
+        self._opened: str | None = None
+        self._steps: EventLoopSteps | None = None
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.connect("timeout()", self._update)
@@ -78,11 +82,16 @@ class ResultsPart:
         )
         self.refresh()
 
+    @property
+    def busy(self) -> bool:
+        """Whether lesions are being measured, or are about to be."""
+        return self._steps is not None or self._timer.isActive()
+
     # What the panel says
 
     def setRun(self, run: str | None) -> None:
         """Show a run of the scene, or none."""
-        if run != self.run or self._segments is None:
+        if run != self.run or self._opened is None:
             self._release()
             self.run = run if run in findRuns(self.scene) else None
         self.refresh()
@@ -94,8 +103,9 @@ class ResultsPart:
             self._release()
             self.run = None
         self._showRuns(runs)
-        if self.run is not None and self._segments is None:
-            self._open()
+        if self.run is not None and self._opened is None:
+            self._opened = self.run
+            self._begin(self._opening(self.run))
         self._update()
 
     def close(self) -> None:
@@ -134,29 +144,56 @@ class ResultsPart:
 
     # The run
 
-    def _open(self) -> None:
-        assert self.run is not None
-        try:
-            self._segments = RunSegments(self.scene, self.run)
-            self._table = LesionTable(self._segments)
-        except MedSegError as error:
-            self._release()
-            self._say(str(error))
-            return
+    def _opening(self, run: str) -> Steps[None]:
+        self._segments = yield from RunSegments.opening(self.scene, run)
+        self._table = yield from LesionTable.opening(self._segments)
         self._table.watch(lambda: self._soon(MEASURE_AFTER_MS))
         self.sliders = ThresholdSliders(
             self.ui.thresholdsFrame, LiveThreshold(self._segments), self._defaults(), self._failed
         )
+        yield
+        self._say("")
+        self._enable()
+        yield from self._fill()
+
+    def _updating(self, table: LesionTable) -> Steps[None]:
+        yield from table.updateSteps()
+        self._say("")
+        self._enable()
+        yield from self._fill()
+
+    def _begin(self, steps: Steps[None]) -> None:
+        """Do something in short steps instead of what is on its way."""
+        self._stopSteps()
+        self._steps = EventLoopSteps(steps, self._stepsEnded)
+
+    def _stepsEnded(self, _value: object, error: Exception | None) -> None:
+        self._steps = None
+        if error is None:
+            return
+        if self._table is None:
+            self._release()
+        self.lesions.clear()
+        self._enable()
+        if not isinstance(error, MedSegError):
+            raise error
+        self._say(str(error))
+
+    def _stopSteps(self) -> None:
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            steps.stop()
 
     def _release(self) -> None:
         self._timer.stop()
+        self._stopSteps()
         if self.sliders is not None:
             self.sliders.close()
         if self._table is not None:
             self._table.close()
         if self._segments is not None:
             self._segments.close()
-        self.sliders = self._table = self._segments = None
+        self.sliders = self._table = self._segments = self._opened = None
         self._say("")
 
     def _defaults(self) -> dict[str, float]:
@@ -221,27 +258,21 @@ class ResultsPart:
     def _update(self) -> None:
         """Measure, and show everything as it is now."""
         self._timer.stop()
-        table = self._table
-        if table is not None and self.sliders is not None:
+        if self._table is not None and self.sliders is not None:
             self.sliders.refresh()
-            try:
-                table.update()
-                self._say("")
-                self._fill()
-            except MedSegError as error:
-                self.lesions.clear()
-                self._say(str(error))
+            self._begin(self._updating(self._table))
         else:
             self.lesions.clear()
             self.ui.totalsLabel.setText("")
             if self.run is None:
                 self._say(_("Results appear here after a run."))
+            elif self._steps is not None:
+                self._say(_("Measuring lesions..."))
         self._enable()
 
-    def _fill(self) -> None:
+    def _fill(self) -> Steps[None]:
         assert self._table is not None
         rows = self._shownRows()
-        self.lesions.fill(self._table, rows)
         count, volume = self._table.totals()
         every = len(self._table.rows())
         text = _("{count} of {every} lesions kept, {volume:.2f} ml").format(
@@ -250,6 +281,7 @@ class ResultsPart:
         if len(rows) < every:
             text += "; " + _("{shown} shown by the filter").format(shown=len(rows))
         self.ui.totalsLabel.setText(text)
+        yield from self.lesions.fill(self._table, rows)
 
     def _shownRows(self) -> list[LesionRow]:
         assert self._table is not None
@@ -286,7 +318,7 @@ class ResultsPart:
 
     def _onFilter(self, value: float) -> None:
         if self._table is not None:
-            self._fill()
+            self._soon(0)
 
     def _jump(self, row: LesionRow) -> None:
         if self._table is not None:
@@ -296,7 +328,7 @@ class ResultsPart:
         if self._table is None:
             return
         try:
-            self._table.setKept([row], kept)
+            self._table.keep([row], kept)
         except MedSegError as error:
             self._failed(error)
         # The item that was clicked is still in the hands of Qt: the table is filled afterwards.

@@ -14,9 +14,11 @@ from .Observing import Observers, onSceneClose
 from .ResultToScene import ResultNodes
 from .Running import PYTHON_SETTING, endWorker, warmWorker
 from .Segmenting import Segmentation
+from .SegmentingFrames import SegmentationSeries, startSegmentation
 from .Translation import _
 
 LAYOUT_MS = 30
+DROPOUT_PASSES = 8
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Job:
     Attributes:
         model: folder of the model.
         inputNodes: {input key: volume node}, of the inputs that are given.
-        frames: {input key: frame of a 4-D input, from 0}.
+        frames: {input key: frame of a 4-D input, from 0, or `ALL_FRAMES`}.
         region: the box to work in, None for everywhere.
         needMb: the model's estimate of memory.
     """
@@ -93,7 +95,7 @@ class RunPart:
         self._deviceChanged = deviceChanged
         self._job: Job | None = None
         self._reason = ""
-        self._run: Segmentation | None = None
+        self._run: Segmentation | SegmentationSeries | None = None
         self._whyEnded = ""
         self._asked = self._closed = False
         self._devices: list[dict] = []
@@ -107,6 +109,7 @@ class RunPart:
             (ui.refreshDevicesButton, "clicked()", self.findDevices),
             (ui.deviceBox, "currentIndexChanged(int)", self._deviceChosen),
             (ui.pythonEdit, "editingFinished()", self._pythonChanged),
+            (ui.testConnectionButton, "clicked()", self._testConnection),
         ]
         for widget, signal, slot in self._connections:
             widget.connect(signal, slot)
@@ -228,11 +231,40 @@ class RunPart:
         if self._python() == slicer.util.settingsValue(PYTHON_SETTING, ""):
             return
         qt.QSettings().setValue(PYTHON_SETTING, self._python())
+        self._sayConnection("")
         self._devices = []
         self._fillDevices()
         if not self.busy:
             self._say("")
             self.findDevices()
+
+    def _testConnection(self) -> None:
+        if self._closed or self.busy:
+            return
+        self._sayConnection(_("Connecting..."))
+        worker = warmWorker(self._python())
+
+        def answered(request) -> None:
+            if self._closed:
+                return
+            self._devicesFound(request)
+            if request.error is not None:
+                self._sayConnection(str(request.error))
+                return
+            device = (self._computingDevice() or self._devices[0])["title"]
+            version = request.result["version"]
+            text = _("It works: MedSeg {version} there computes on {device}.")
+            assert worker.client.info is not None
+            if not worker.client.info["shared"]:
+                text += " " + _("It shares no folder with this computer: images are sent to it.")
+            self._sayConnection(text.format(version=version, device=device))
+
+        worker.hello(answered)
+
+    def _sayConnection(self, text: str) -> None:
+        label = self._ui.connectionLabel
+        label.text = text
+        label.visible = bool(text)
 
     # The run.
 
@@ -247,9 +279,10 @@ class RunPart:
             "device": self._device(),
             "mode": "careful" if self._ui.carefulCheckBox.checked else "fast",
             "uncertainty": self._ui.uncertaintyCheckBox.checked,
+            "dropout": DROPOUT_PASSES if self._ui.dropoutCheckBox.checked else 0,
         }
         try:
-            self._run = Segmentation(
+            self._run = startSegmentation(
                 warmWorker(self._python()), self._scene, job.model, dict(job.inputNodes), options,
                 self._progressed, self._ended, frames=job.frames, region=job.region,
             )  # fmt: skip
@@ -281,7 +314,7 @@ class RunPart:
         if not self._closed and self._run is not None:
             self._showProgress(stage, done, total, left)
 
-    def _ended(self, run: Segmentation) -> None:
+    def _ended(self, run: Segmentation | SegmentationSeries) -> None:
         if self._closed:
             return
         self._run = None
@@ -310,12 +343,15 @@ class RunPart:
         ui.cancelButton.enabled = state.busy
         ui.refreshDevicesButton.enabled = not state.busy
         ui.pythonEdit.enabled = not state.busy
+        ui.testConnectionButton.enabled = not state.busy
         self._showMemory()
 
     def _showProgress(self, stage: str, done: float, total: float, left: float | None) -> None:
         percent = int(100 * done / total) if total else 0
         self._ui.progressBar.value = min(max(percent, 0), 100)
         text = _stageTitle(stage)
+        if self._run is not None and self._run.where:
+            text = f"{self._run.where}: {text}"
         if left is not None:
             text += ", " + timeLeft(left)
         self._ui.progressLabel.text = text
@@ -374,6 +410,7 @@ def _stageTitle(stage: str) -> str:
         "segment": _("Segmenting"),
         "restore": _("Bringing the answer onto the image's grid"),
         "measure": _("Measuring lesions"),
+        "show": _("Bringing the result into the scene"),
     }
     return titles.get(stage, stage)
 

@@ -11,15 +11,18 @@ import numpy as np
 import slicer
 
 from medsegcore.errors import EditedSegmentError, MissingInputError, SettingError
-from medsegcore.imaging import Grid, Image, reorient
+from medsegcore.imaging import Grid, Image
+from medsegcore.imaging.resample import reoriented_view
 
 from .Lattice import AxisMap, imageAffine, isEmpty, maskOnGrid
+from .Lattice import voxels as imageVoxels
 from .NodeNames import KEY
 from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns
 from .SceneConversion import localAffine, parentToWorld
 from .SegmentRule import LOWEST, LabelRule, maskChecksum, packVoxels, unpackVoxels, winners
 from .SegmentTags import CHECKSUM, DROPPED, LABEL, MIN_ML, THRESHOLD, readTag
+from .Steps import Steps, copyInSteps, runToEnd
 from .Translation import _
 
 _BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
@@ -48,6 +51,18 @@ class RunSegments:
     """
 
     def __init__(self, scene, run: str, saveState: Callable[[], object] | None = None) -> None:
+        runToEnd(self._open(scene, run, saveState))
+
+    @classmethod
+    def opening(
+        cls, scene, run: str, saveState: Callable[[], object] | None = None
+    ) -> Steps["RunSegments"]:
+        """The constructor in short steps."""
+        segments = cls.__new__(cls)
+        yield from segments._open(scene, run, saveState)
+        return segments
+
+    def _open(self, scene, run: str, saveState: Callable[[], object] | None) -> Steps[None]:
         nodes = findRuns(scene).get(run, {})
         if not nodes.get("segmentation") or not nodes.get("probability"):
             raise MissingInputError(
@@ -56,7 +71,7 @@ class RunSegments:
             )
         self.scene, self.run = scene, run
         self.segmentation = nodes["segmentation"][0]
-        self._readProbabilities(nodes["probability"])
+        yield from self._readProbabilities(nodes["probability"])
         self.labels = [name for name in self._segmentIds() if name in self.probabilities]
         self.history = None
         if saveState is None:
@@ -64,10 +79,10 @@ class RunSegments:
             self.history.SetMaximumNumberOfStates(20)
             self.history.SetSegmentation(self.segmentation.GetSegmentation())
         self._saveState = saveState
-        self._rules = {
-            name: LabelRule(self.probabilities[name], self._tag(name, THRESHOLD, 0.5))
-            for name in self.labels
-        }
+        self._rules = {}
+        for name in self.labels:
+            threshold = self._tag(name, THRESHOLD, 0.5)
+            self._rules[name] = yield from LabelRule.making(self.probabilities[name], threshold)
         self._owner: np.ndarray | None = None
         self._stamps: dict[str, tuple] = {}
         self._masks: dict[str, np.ndarray | None] = {}
@@ -76,7 +91,11 @@ class RunSegments:
         self._hadSurface = False
         self._observers = Observers()
         onSceneClose(self._observers, scene, self.close)
+        yield
         self._sync()
+        yield
+        # So that the first move of a slider need not.
+        self._rebuild()
 
     def close(self) -> None:
         """Let go of the scene; harmless when repeated."""
@@ -85,12 +104,13 @@ class RunSegments:
             self.history.SetSegmentation(None)
         self._stamps, self._masks = {}, {}
 
-    def _readProbabilities(self, nodes: list) -> None:
+    def _readProbabilities(self, nodes: list) -> Steps[None]:
         self.probabilities: dict[str, np.ndarray] = {}
         for node in nodes:
-            image = Image(slicer.util.arrayFromVolume(node), localAffine(node))
-            turned = reorient(image, "RAS")
-            self.probabilities[node.GetAttribute(KEY)] = np.ascontiguousarray(turned.array).copy()
+            turned = reoriented_view(Image(slicer.util.arrayFromVolume(node), localAffine(node)))
+            copy = np.empty(turned.shape, np.float32)
+            yield from copyInSteps(copy, turned.array)
+            self.probabilities[node.GetAttribute(KEY)] = copy
             self.grid = turned.grid
         self.worldGrid = Grid(self.grid.shape, parentToWorld(nodes[0]) @ self.grid.affine)
 
@@ -316,12 +336,11 @@ class RunSegments:
         gained, lost = gained[~flat[gained]], lost[flat[lost]]
         segmentId = self.segmentId(label)
         logic = slicer.vtkSlicerSegmentationsModuleLogic
-        if gained.size:
+        if gained.size and not self._paint(label, gained, True):
             self._modify(segmentId, gained, logic.MODE_MERGE_MASK, 1)
-            flat[gained] = True
-        if lost.size:
+        if lost.size and not self._paint(label, lost, False):
             self._modify(segmentId, lost, logic.MODE_MERGE_MIN, 0)
-            flat[lost] = False
+        flat[gained], flat[lost] = True, False
         segment = self._segment(label)
         if sign:
             segment.SetTag(CHECKSUM, maskChecksum(mask))
@@ -330,6 +349,26 @@ class RunSegments:
             image.GetAddressAsString(""), image.GetMTime(), readTag(segment, CHECKSUM)
         )  # fmt: skip
         return gained.size + lost.size
+
+    def _paint(self, label: str, voxels: np.ndarray, value: bool) -> bool:
+        """Set the voxels where they lie; False when that would touch another segment's, or when
+        the segment's image does not reach so far."""
+        segment = self._segment(label)
+        image = segment.GetRepresentation(_BINARY)
+        axes = None if isEmpty(image) else AxisMap.between(imageAffine(image), self.grid)
+        if axes is None:
+            return False
+        onGrid, start = axes.toGrid(imageVoxels(image), image.GetExtent())
+        kji = np.stack(np.unravel_index(voxels, self.grid.shape)) - start[::-1, None]
+        if (kji < 0).any() or (kji >= np.array(onGrid.shape)[:, None]).any():
+            return False
+        at = tuple(kji)
+        if (onGrid[at] != (0 if value else segment.GetLabelValue())).any():
+            return False
+        onGrid[at] = segment.GetLabelValue() if value else 0
+        image.GetPointData().GetScalars().Modified()
+        image.Modified()
+        return True
 
     def _modify(self, segmentId: str, voxels: np.ndarray, mode: int, value: int) -> None:
         """Set the voxels in the region around them, as the segment editor's effects do."""

@@ -9,11 +9,15 @@ from medsegcore.errors import ColorImageError, EmptyImageError, GeometryError
 from medsegcore.imaging import Image
 
 
-def imageFromVolumeNode(node) -> Image:
+def imageFromVolumeNode(node, copy: bool = True) -> Image:
     """A scalar volume node as an Image in the world's RAS, its parent transforms applied.
 
     A linear transform moves the affine and leaves the voxels; any other one resamples a copy of
     the node.
+
+    Args:
+        node: scalar volume node.
+        copy: read by copy: what runs later must not see the user's edits half way.
 
     Raises:
         ColorImageError: a vector or color volume.
@@ -33,8 +37,8 @@ def imageFromVolumeNode(node) -> Image:
     transform = node.GetParentTransformNode()
     if transform is not None and not transform.IsTransformToWorldLinear():
         return _hardenedCopy(node)
-    # Read by copy: what runs later must not see the user's edits half way.
-    array = slicer.util.arrayFromVolume(node).copy()
+    array = slicer.util.arrayFromVolume(node)
+    array = array.copy() if copy else array
     image = Image(array, parentToWorld(node) @ localAffine(node), "volume")
     image.grid.check("The volume under its transform")
     return image
@@ -96,11 +100,24 @@ def fillVolumeNode(node, image: Image) -> None:
     node.SetAndObserveImageData(data)
 
 
-def orientedImage(image: Image):
-    """The Image as segments hold it."""
+def removeWithParts(node) -> None:
+    """Take a node out of its scene, and what shows and stores it, which a scene would keep."""
+    scene = node.GetScene()
+    if node.IsA("vtkMRMLDisplayableNode"):
+        for n in reversed(range(node.GetNumberOfDisplayNodes())):
+            scene.RemoveNode(node.GetNthDisplayNode(n))
+    if node.IsA("vtkMRMLStorableNode"):
+        for n in reversed(range(node.GetNumberOfStorageNodes())):
+            scene.RemoveNode(node.GetNthStorageNode(n))
+    scene.RemoveNode(node)
+
+
+def orientedImage(image: Image, box: tuple[slice, ...] | None = None):
+    """The Image, or a box of its voxels, as segments hold it."""
+    box = box or tuple(slice(0, n) for n in image.shape)
     data = slicer.vtkOrientedImageData()
-    data.SetDimensions(*image.shape[::-1])
-    data.GetPointData().SetScalars(_scalars(image.array))
+    data.SetExtent(*(n for s in reversed(box) for n in (s.start, s.stop - 1)))
+    data.GetPointData().SetScalars(_scalars(image.array[box]))
     data.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(image.affine))
     return data
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .Lattice import boundingBox
+from .Steps import Steps, runToEnd
 
 # Below this the voxels are not sorted: whole volumes of air would be.
 LOWEST = 0.01
@@ -22,17 +23,26 @@ class LabelRule:
     """
 
     def __init__(self, probability: np.ndarray, threshold: float) -> None:
+        runToEnd(self._make(probability, threshold))
+
+    @classmethod
+    def making(cls, probability: np.ndarray, threshold: float) -> Steps["LabelRule"]:
+        """The constructor in short steps."""
+        rule = cls.__new__(cls)
+        yield from rule._make(probability, threshold)
+        return rule
+
+    def _make(self, probability: np.ndarray, threshold: float) -> Steps[None]:
         self.probability = probability
         self.threshold = threshold
         flat = probability.reshape(-1)
         above = np.flatnonzero(flat >= min(LOWEST, threshold))
+        yield
         order = np.argsort(-flat[above], kind="stable")
+        yield
         self._voxels = above[order]
         # Negative, so that they rise and can be searched.
         self._negative = -flat[self._voxels]
-        kji = np.stack(np.unravel_index(self._voxels, probability.shape)).astype(np.int32)
-        self._low = np.minimum.accumulate(kji, axis=1)
-        self._high = np.maximum.accumulate(kji, axis=1) + 1
         self.filtered: np.ndarray | None = None
         self._minMl, self._voxelMl = 0.0, 0.0
         self._dropped: list[int] = []
@@ -47,6 +57,10 @@ class LabelRule:
         before, after = self._count(self.threshold), self._count(threshold)
         self.threshold = threshold
         return self._voxels[min(before, after) : max(before, after)]
+
+    def above(self) -> np.ndarray:
+        """The voxels (flat) at or above the threshold."""
+        return self._voxels[: self._count(self.threshold)]
 
     def setKept(self, minMl: float, voxelMl: float, dropped: Sequence[np.ndarray]) -> None:
         """Which components stay: not below `minMl`, and none whose highest voxel is that of a
@@ -68,25 +82,17 @@ class LabelRule:
         all do."""
         if not self.filters:
             return None
-        count = self._count(self.threshold)
-        if count == 0:
-            return np.zeros(0, np.int64)
-        box = tuple(
-            slice(int(a), int(b))
-            for a, b in zip(self._low[:, count - 1], self._high[:, count - 1], strict=True)
-        )
-        numbers = components(owner[box] == value)
-        sizes = np.bincount(numbers.reshape(-1))
-        keep = sizes * self._voxelMl >= self._minMl
-        keep[0] = False
+        voxels = np.sort(self.above())
+        voxels = voxels[owner.reshape(-1)[voxels] == value]
+        numbers = components(voxels, owner.shape)
+        keep = np.bincount(numbers) * self._voxelMl >= self._minMl
         for peak in self._dropped:
-            at = np.array(np.unravel_index(peak, owner.shape)) - [s.start for s in box]
-            if (at < 0).any() or (at >= numbers.shape).any() or not numbers[tuple(at)]:
-                continue
-            number = numbers[tuple(at)]
-            if self.peak(flatOf(numbers == number, box, owner.shape)) == peak:
-                keep[number] = False
-        return flatOf(keep[numbers], box, owner.shape)
+            at = np.searchsorted(voxels, peak)
+            if at < voxels.size and voxels[at] == peak:
+                lesion = numbers == numbers[at]
+                if self.peak(voxels[lesion]) == peak:
+                    keep[numbers[at]] = False
+        return voxels[keep[numbers]]
 
     def refilter(
         self, owner: np.ndarray, value: int, lost: np.ndarray, gained: np.ndarray
@@ -99,43 +105,71 @@ class LabelRule:
         if before is None or after is None:
             everything = np.flatnonzero(owner.reshape(-1) == value)
             if before is None:
-                before = np.union1d(np.setdiff1d(everything, gained), lost)
+                before = np.sort(np.r_[without(everything, np.sort(gained)), lost])
             if after is None:
                 after = everything
-        return (
-            np.setdiff1d(before, after, assume_unique=True),
-            np.setdiff1d(after, before, assume_unique=True),
-        )
+        return without(before, after), without(after, before)
+
+
+def without(voxels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Those of `voxels` that are not among `others`, both ascending."""
+    at = np.searchsorted(others, voxels)
+    there = at < others.size
+    there[there] = others[at[there]] == voxels[there]
+    return voxels[~there]
 
 
 def winners(rules: Sequence[LabelRule], voxels: np.ndarray | None) -> np.ndarray:
     """uint8: number (from 1) of the label with the highest probability among those at their
     threshold, of these voxels (flat) or, as [k, j, i], of all."""
     shape = rules[0].probability.shape
-    best = np.zeros(shape if voxels is None else voxels.shape, np.float32)
+    best = np.zeros(shape if voxels is None else voxels.shape, np.float32).reshape(-1)
     owner = np.zeros(best.shape, np.uint8)
     for n, rule in enumerate(rules):
-        values = rule.probability if voxels is None else rule.probability.reshape(-1)[voxels]
-        wins = (values >= rule.threshold) & (values > best)
-        owner[wins] = n + 1
-        best[wins] = values[wins]
-    return owner
+        flat = rule.probability.reshape(-1)
+        # Of all voxels only those above a threshold can win.
+        at = rule.above() if voxels is None else np.flatnonzero(flat[voxels] >= rule.threshold)
+        values = flat[at if voxels is None else voxels[at]]
+        wins = values > best[at]
+        owner[at[wins]] = n + 1
+        best[at[wins]] = values[wins]
+    return owner.reshape(shape) if voxels is None else owner
 
 
-def components(mask: np.ndarray) -> np.ndarray:
-    """int32 [k, j, i]: number of the connected component (26-neighbourhood), 0 outside."""
-    import SimpleITK as sitk
+def components(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Number of the connected component (26-neighbourhood) of each voxel.
 
-    labeled = sitk.ConnectedComponent(
-        sitk.GetImageFromArray(np.ascontiguousarray(mask, np.uint8)), True
-    )
-    return sitk.GetArrayFromImage(labeled).astype(np.int32)
+    Args:
+        voxels: flat indices in an array of `shape` [k, j, i], ascending.
 
+    Returns:
+        From 0, in the order of the components' first voxels.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-def flatOf(mask: np.ndarray, box: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """Flat indices, ascending, in an array of `shape` of what is True in a box of it."""
-    kji = np.argwhere(mask) + [s.start for s in box]
-    return np.ravel_multi_index(tuple(kji.T), shape)
+    if voxels.size == 0:
+        return np.zeros(0, np.int32)
+    # Not the voxels are linked, but their runs along i: there are far fewer.
+    row, i = np.divmod(voxels, shape[2])
+    new = np.r_[True, (np.diff(voxels) != 1) | (np.diff(row) != 0)]
+    run = np.cumsum(new) - 1
+    last = np.r_[np.flatnonzero(new)[1:] - 1, voxels.size - 1]
+    starts, ends, (k, j) = voxels[new], voxels[last], np.divmod(row[new], shape[1])
+    left, right = np.maximum(i[new] - 1, 0), np.minimum(i[last] + 1, shape[2] - 1)
+    ones, others = [], []
+    # Half of the neighbouring rows: the other half sees the pair from its other end.
+    for dk, dj in ((0, 1), (1, -1), (1, 0), (1, 1)):
+        inside = np.flatnonzero((j + dj >= 0) & (j + dj < shape[1]) & (k + dk < shape[0]))
+        base = (row[new][inside] + dk * shape[1] + dj) * shape[2]
+        first = np.searchsorted(ends, base + left[inside])
+        count = np.searchsorted(starts, base + right[inside], side="right") - first
+        ones.append(np.repeat(inside, count))
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        others.append(np.repeat(first, count) + within)
+    pairs = np.concatenate(ones), np.concatenate(others)
+    graph = coo_array((np.ones(pairs[0].size, bool), pairs), shape=(starts.size,) * 2)
+    return connected_components(graph, directed=False)[1][run]
 
 
 def maskChecksum(mask: np.ndarray) -> str:
@@ -159,7 +193,7 @@ def packVoxels(lesions: Sequence[np.ndarray]) -> str:
         lengths = np.diff(np.r_[0, breaks, voxels.size])
         parts.append(np.r_[starts.size, np.stack([starts, lengths], axis=1).ravel()])
     content = np.concatenate(parts).astype("<i8").tobytes()
-    return base64.b64encode(zlib.compress(content, 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(content, 1)).decode("ascii")
 
 
 def unpackVoxels(text: str) -> list[np.ndarray]:

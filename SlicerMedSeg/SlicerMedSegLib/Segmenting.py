@@ -4,16 +4,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from medsegcore.errors import MissingInputError
+import numpy as np
+
+from medsegcore.errors import CancelledError, MissingInputError
 from medsegcore.imaging import Region
+from medsegcore.inference import Result
 from medsegcore.inference.preprocess import check_keys
 from medsegcore.models import ModelStore
 from medsegcore.worker.client import Request
 from medsegcore.worker.protocol import RunOptions
 
 from .InputFrames import imageOfFrame
-from .ResultToScene import ResultNodes, addResultToScene, rememberInputs
+from .ResultToScene import ResultNodes, rememberInputs, resultSteps
 from .Running import WarmWorker, warmWorker
+from .Steps import EventLoopSteps, Steps, copyInSteps, runToEnd
 from .Translation import _
 
 
@@ -21,7 +25,8 @@ class Segmentation:
     """One run on volume nodes where they stand in the world.
 
     The scene is changed after the run has succeeded, and by adding alone. The constructor returns
-    when the run is on its way.
+    when the run is on its way; with `live` what takes long before and after it is done in short
+    steps between the events of the interface.
 
     Args:
         worker: runs it.
@@ -33,11 +38,14 @@ class Segmentation:
         finished: called once with this object.
         frames: {input key: frame of a 4-D input, from 0}; the shown one where none is given.
         region: the box to work in; everywhere when None.
+        title: of the result; the model's when empty.
+        live: for the panel; without an event loop nothing would go on.
 
     Attributes:
         nodes: of the result, None before it is there and when there was an error.
         error: what went wrong.
-        request: of the worker.
+        request: of the worker; None before the images were read.
+        where: which part of a series it is, for the user; empty here.
 
     Raises:
         MedSegError: what can be told before anything runs, with a sentence for the user.
@@ -54,7 +62,10 @@ class Segmentation:
         finished: Callable[["Segmentation"], None] | None = None,
         frames: Mapping[str, int] | None = None,
         region: Region | None = None,
+        title: str = "",
+        live: bool = False,
     ) -> None:
+        self.where = ""
         self.nodes: ResultNodes | None = None
         self.error: Exception | None = None
         self._worker, self._scene, self._finished = worker, scene, finished
@@ -66,40 +77,87 @@ class Segmentation:
         options = RunOptions.of(options)
         if region is not None:
             options = replace(options, region=region.as_dict())
-        images = {
-            key: imageOfFrame(node, (frames or {}).get(key)) for key, node in inputNodes.items()
-        }
-        self._title = description.title
+        self._title = title or description.title
         self._inputs = {key: node for key, node in inputNodes.items() if node is not None}
-        self._referenceName = self._reference.GetName()
-        self.request = worker.predict(model, images, options, progress, self._received)
+        self.request: Request | None = None
+        self._live = live
+        self._steps: EventLoopSteps | None = None
+
+        def send(images: dict) -> None:
+            self.request = worker.predict(model, images, options, progress, self._received)
+
+        reading = self._read(inputNodes, frames or {}, send)
+        if live:
+            self._steps = EventLoopSteps(reading, self._wasRead)
+        else:
+            runToEnd(reading)
 
     def cancel(self) -> None:
         """End the run; `finished` follows within about a second, with a CancelledError."""
-        self._worker.cancel(self.request)
+        if self.request is not None and not self.request.done:
+            self._worker.cancel(self.request)
+        elif self._steps is not None:
+            self._steps.stop()
+            self._end(CancelledError(_("The run was cancelled.")))
+
+    def _read(
+        self, nodes: Mapping, frames: Mapping[str, int], send: Callable[[dict], None]
+    ) -> Steps[None]:
+        images = {}
+        for key, node in nodes.items():
+            self._checkPresent(node)
+            image = imageOfFrame(node, frames.get(key), copy=False)
+            array = np.empty_like(image.array)
+            yield from copyInSteps(array, image.array)
+            images[key] = image.with_array(array)
+        send(images)
+
+    def _wasRead(self, nothing: object, error: Exception | None) -> None:
+        if error is not None:
+            self._end(error)
 
     def _received(self, request: Request) -> None:
-        self.error = request.error
-        if self.error is None:
+        if request.error is not None:
+            self._end(request.error)
+        elif self._live:
+            self._steps = EventLoopSteps(self._add(request.result), lambda _, e: self._end(e))
+        else:
             try:
-                self._checkReference()
-                self.nodes = addResultToScene(
-                    request.result, self._scene, self._reference, self._title
-                )
-                there = {k: n for k, n in self._inputs.items() if self._scene.IsNodePresent(n)}
-                rememberInputs(self.nodes.segmentation, there)
+                runToEnd(self._add(request.result))
             except Exception as error:
                 # Whoever waits hears of it in any case.
-                self.error = error
+                self._end(error)
+            else:
+                self._end(None)
+
+    def _add(self, result: Result) -> Steps[None]:
+        self._checkPresent(self._reference)
+        adding = resultSteps(result, self._scene, self._reference, self._title)
+        try:
+            while True:
+                next(adding)
+                yield
+                self._checkPresent(self._reference)
+        except StopIteration as end:
+            self.nodes = end.value
+        finally:
+            adding.close()
+        assert self.nodes is not None
+        there = {k: n for k, n in self._inputs.items() if self._scene.IsNodePresent(n)}
+        rememberInputs(self.nodes.segmentation, there)
+
+    def _end(self, error: Exception | None) -> None:
+        self._steps = None
+        self.error = error
         if self._finished is not None:
             self._finished(self)
 
-    def _checkReference(self) -> None:
+    def _checkPresent(self, node) -> None:
         """The user may have removed it, or closed the scene, meanwhile."""
-        if self._scene.IsNodePresent(self._reference):
+        if node is None or self._scene.IsNodePresent(node):
             return
         raise MissingInputError(
-            f"The volume '{self._referenceName}' was removed while the model was running.",
+            f"The volume '{node.GetName()}' was removed while the model was running.",
             "Load it again and run again.",
         )
 
@@ -121,6 +179,7 @@ def segmentNodes(
     """
     worker = warmWorker(python)
     run = Segmentation(worker, scene, model, inputNodes, options, progress)
+    assert run.request is not None
     worker.wait(run.request, cancelled, idle)
     if run.error is not None:
         raise run.error

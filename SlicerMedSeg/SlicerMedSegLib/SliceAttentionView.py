@@ -17,6 +17,9 @@ from .Observing import Observers, onSceneClose
 from .SceneConversion import fillVolumeNode
 from .Translation import _
 
+# From a chart and its parts to the table that they show.
+CHART_OF = "MedSeg.ChartOf"
+
 
 class SliceAttentionView:
     """What one table of slice attention shows, following a slice view.
@@ -82,6 +85,7 @@ class SliceAttentionView:
             changed: called when another row comes into view.
         """
         self.off()
+        self._removeCharts()
         self.sliceNode, self._changed = sliceNode, changed
         self._makeChart()
         self._makeWeights(grid)
@@ -148,21 +152,32 @@ class SliceAttentionView:
         if gone or self.tableNode.GetScene() is None:
             self.off()
 
+    def _removeCharts(self) -> None:
+        """Those that a loaded scene brought: they follow no view any more."""
+        for className in ("Table", "PlotChart", "PlotSeries"):
+            for node in list(slicer.util.getNodesByClass(f"vtkMRML{className}Node", self.scene)):
+                if node.GetNodeReference(CHART_OF) is self.tableNode:
+                    self.scene.RemoveNode(node)
+
     def _add(self, className: str, name: str):
         node = self.scene.CreateNodeByClass(className)
         node.UnRegister(None)
         node.SetName(name)
-        # Made again when the map is chosen again.
-        node.SetSaveWithScene(0)
         node.SetHideFromEditors(1)
         self.scene.AddNode(node)
         self._made.append(node)
         return node
 
+    def _addToChart(self, className: str, name: str):
+        node = self._add(className, name)
+        node.SetNodeReferenceID(CHART_OF, self.tableNode.GetID())
+        return node
+
     def _makeChart(self) -> None:
-        self._curve = self._add("vtkMRMLTableNode", f"{self.title}: row")
-        self._mark = self._add("vtkMRMLTableNode", f"{self.title}: place")
-        self.chart = self._add("vtkMRMLPlotChartNode", self.title)
+        self._curve = self._addToChart("vtkMRMLTableNode", f"{self.title}: row")
+        self._mark = self._addToChart("vtkMRMLTableNode", f"{self.title}: place")
+        self.chart = self._addToChart("vtkMRMLPlotChartNode", self.title)
+        self.chart.SetHideFromEditors(0)
         self.chart.SetTitle(self.title)
         letter = {"sagittal": "R", "coronal": "A", "axial": "S"}[self.axis]
         self.chart.SetXAxisTitle(_("Slices attended to, {axis} [mm]").format(axis=letter))
@@ -172,7 +187,7 @@ class SliceAttentionView:
             (self._curve, _("weight"), (0.0, 0.45, 0.70)),
             (self._mark, _("slice in view"), (0.84, 0.37, 0.0)),
         ):
-            series = self._add("vtkMRMLPlotSeriesNode", name)
+            series = self._addToChart("vtkMRMLPlotSeriesNode", name)
             series.SetAndObserveTableNodeID(table.GetID())
             series.SetXColumnName("place_mm")
             series.SetYColumnName("weight")
@@ -197,6 +212,8 @@ class SliceAttentionView:
         affine[:3, 3] = origin
         self.weights = self._add("vtkMRMLScalarVolumeNode", f"{self.title}: weights")
         self.weights.SetAttribute(TITLE, self.title)
+        # Made again when the map is chosen again.
+        self.weights.SetSaveWithScene(0)
         zeros = np.zeros((len(self.matrix), 2, 2), np.float32)
         fillVolumeNode(self.weights, Image(zeros, affine))
         self.weights.CreateDefaultDisplayNodes()

@@ -56,12 +56,12 @@ def test_ghosting_draws_axis_period_and_strength_for_each_input(case):
 
 def test_slices_are_turned_zoomed_shifted_and_blurred_with_their_labels(case):
     keys = ["t1", "flair"]
-    plain = plain_slice_transforms(keys, (1, 64, 64), augment=False)
+    plain = plain_slice_transforms(keys, (1, 64, 64), augment="none")
     plain.set_random_state(seed=1)
     item = plain(dict(case))[0]
     assert item["image"].shape == (2, 64, 64)
     assert item["label"].shape == (1, 64, 64)
-    whole = plain_slice_transforms(["flair"], (1, 96, 96), neighbours=1, augment=False)
+    whole = plain_slice_transforms(["flair"], (1, 96, 96), neighbours=1, augment="none")
     whole.set_random_state(seed=3)
     item = whole(dict(case))[0]
     # Smaller slices lie in the middle of zeros; the middle of three is the labelled one.

@@ -239,3 +239,30 @@ def test_the_lesion_table_counts_as_the_figures_do(ms_images, ms_reference, rate
     table = lesion_records(answer, reference, flair.grid, rater_probability, min_voxels=3)
     assert len(candidates.false) == sum(r.false for r in table)
     assert candidates.lesions == sum(not r.false for r in table)
+
+
+def test_a_data_set_in_nnu_nets_form_brings_its_labels(shared_data, tmp_path, capsys):
+    case = shared_data / "glioma" / "brats_gli" / "BraTS-GLI-00000-000"
+    if not case.is_dir():
+        pytest.skip("the glioma data are not here")
+    names = {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 3}
+    content = {"channel_names": {"0": "FLAIR"}, "labels": names, "numTraining": 1}
+    data, folder = tmp_path / "data", tmp_path / "filtered"
+    for new in (data / "imagesTr", data / "labelsTr", folder):
+        new.mkdir(parents=True)
+    (data / "dataset.json").write_text(json.dumps({**content, "file_ending": ".nii.gz"}))
+    mask, flair = read_image(case / "seg.nii.gz"), read_image(case / "flair.nii.gz")
+    box = tuple(slice(int(a.min()), int(a.max()) + 1) for a in mask.array.nonzero())
+    affine = mask.grid.crop(box).affine
+    write_image(Image(flair.array[box], affine), data / "imagesTr" / "g_0000.nii.gz")
+    write_image(Image(mask.array[box], affine), data / "labelsTr" / "g.nii.gz")
+    answer = np.where(mask.array[box] == 3, 0, mask.array[box]).astype(np.uint8)
+    write_image(Image(answer, affine), folder / "g.nii.gz")
+    code, events = evaluate(capsys, data, "--predictions", folder)
+    assert code == 0
+    found = figures(events)["g"]
+    assert [found[f"{name}: Dice"] for name in (*names, "mean") if name != "background"] == [
+        1, 1, 0, pytest.approx(2 / 3)
+    ]  # fmt: skip
+    code, events = evaluate(capsys, data, "--predictions", folder, "--labels", "oedema=2")
+    assert figures(events)["g"]["Dice"] == 1

@@ -317,7 +317,7 @@ def test_ummkd_refuses_what_has_not_one_of_two_modalities(unpaired):
     both = Case("b", "b", "s", {"ct": "ct", "t1": "t1"}, None)
     with pytest.raises(SettingError, match="'b' has ct and t1 of the modalities"):
         UMMKDRecipe(modalities=("ct", "t1")).modality(both)
-    for wrong in ({"dimensions": 4}, {"sharing": "z"}, {"augment": True, "dimensions": 3}):
+    for wrong in ({"dimensions": 4}, {"sharing": "z"}, {"augment": "plain", "dimensions": 3}):
         with pytest.raises(SettingError):
             UMMKDRecipe(**wrong)
 

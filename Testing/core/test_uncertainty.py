@@ -1,11 +1,12 @@
-"""How sure the model is: entropy of the answer, and disagreement of the mirrored views."""
+"""How sure the model is: entropy, and disagreement of mirrored views, dropout and models."""
 
 import numpy as np
 import pytest
 import torch
 
+from medsegcore.errors import ModelError, SettingError
 from medsegcore.imaging import Image
-from medsegcore.inference import Result, SpatialAttention
+from medsegcore.inference import EnsemblePredictor, Predictor, Result, SpatialAttention
 from medsegcore.inference.preprocess import prepare
 from medsegcore.inference.uncertainty import binary_entropy, entropy_map
 
@@ -95,3 +96,80 @@ def test_it_is_saved_and_loaded_with_the_result(unsure, tmp_path):
         was, now = uncertainty(unsure, key), uncertainty(back, key)
         np.testing.assert_allclose(now.values, was.values, atol=1e-6)
         assert (now.title, now.scale) == (was.title, pytest.approx(was.scale))
+
+
+def test_dropout_is_the_deviation_of_its_passes_and_the_same_in_each_run(shipped_model, small):
+    predictor = Predictor(shipped_model, device="cpu")
+    plain = predictor.predict(small, attention=False)
+    layers = [m for m in predictor.network.modules() if isinstance(m, torch.nn.Dropout3d)]
+    assert layers
+    for layer in layers:
+        layer.p = 0.3
+    # Whoever draws random numbers of their own goes on as if nothing had been.
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = predictor.predict(small, attention=False, dropout=4)
+    assert torch.rand(1) == expected
+    found = uncertainty(first, "uncertainty_dropout")
+    assert np.array_equal(first.labelmap, plain.labelmap)
+    again = uncertainty(predictor.predict(small, attention=False, dropout=4), "uncertainty_dropout")
+    assert np.array_equal(found.values, again.values)
+    prepared = prepare(predictor.description, small)
+    multiple = predictor.description.grid.multiple
+    x = torch.from_numpy(
+        np.pad(prepared.tensor, [(0, 0)] + [(0, -n % multiple) for n in small["flair"].shape])
+    )[None].contiguous(memory_format=predictor.layout)
+    torch.manual_seed(0)
+    for layer in layers:
+        layer.train()
+    with torch.inference_mode():
+        views = [torch.softmax(predictor.network(x), dim=1)[0, 1].numpy() for _ in range(4)]
+    deviation = np.std(views, axis=0)[tuple(slice(0, n) for n in prepared.tensor.shape[1:])]
+    inside = (prepared.tensor != 0).any(axis=0)
+    scale = np.percentile(np.where(inside, deviation, 0)[inside], 99.9)
+    assert found.scale == pytest.approx(scale, rel=0.02)
+    assert found.scale > 0.001
+
+
+def test_a_model_without_dropout_says_so(shipped_model, small):
+    predictor = Predictor(shipped_model, device="cpu")
+    for layer in predictor.network.modules():
+        if isinstance(layer, torch.nn.Dropout3d):
+            layer.p = 0.0
+    with pytest.raises(SettingError, match="has no dropout"):
+        predictor.predict(small, dropout=4)
+    with pytest.raises(SettingError, match="passes is 1"):
+        predictor.predict(small, dropout=1)
+
+
+def test_an_ensemble_is_the_mean_and_its_models_disagree(shipped_model, small):
+    both = EnsemblePredictor([shipped_model, shipped_model], device="cpu")
+    with torch.no_grad():
+        for weights in both.members[1].network.parameters():
+            weights *= 1.02
+    answers = [m.predict(small, attention=False).probabilities["MS lesion"] for m in both.members]
+    assert not np.array_equal(*answers)
+    result = both.predict(small, attention=False, thresholds={"MS lesion": 0.4})
+    mean = np.mean(answers, axis=0)
+    np.testing.assert_allclose(result.probabilities["MS lesion"], mean, atol=1e-6)
+    assert np.array_equal(result.labelmap > 0, mean >= np.float32(0.4))
+    found = uncertainty(result, "uncertainty_ensemble")
+    deviation = np.std(answers, axis=0)
+    np.testing.assert_allclose(
+        found.values * found.scale, np.minimum(deviation, found.scale), atol=1e-6
+    )
+    assert uncertainty(result, "uncertainty_entropy").values.max() > 0
+    assert len(result.provenance["models"]) == 2
+    assert result.lesions
+
+
+def test_an_ensemble_of_other_labels_is_refused(shipped_model, model_copy):
+    label = model_copy.description.labels[0].model_copy(update={"name": "infarct"})
+    other = model_copy.with_description(
+        model_copy.description.model_copy(update={"labels": [label]})
+    )
+    with pytest.raises(ModelError, match="other inputs or labels"):
+        EnsemblePredictor([shipped_model, other], device="cpu")
+    with pytest.raises(ModelError, match="1 models is none"):
+        EnsemblePredictor([shipped_model], device="cpu")

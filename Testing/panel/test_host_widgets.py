@@ -207,6 +207,20 @@ def test_a_selector_offers_the_types_attributes_and_visibility_asked_for(host, s
     assert [selector.nodeFromIndex(n) for n in range(selector.nodeCount())] == [marked]
 
 
+def test_a_selectors_model_hides_nodes_by_their_ids(host, selector, add):
+    first, second = add("A"), add("B")
+    selector.setMRMLScene(host.core.scene)
+    selector.setCurrentNode(second)
+    offered = selector.sortFilterProxyModel()
+    offered.hiddenNodeIDs = [second.GetID()]
+    assert (selector.nodeCount(), selector.currentNode()) == (1, first)
+    assert selector.sortFilterProxyModel().hiddenNodeIDs == (second.GetID(),)
+    with pytest.raises(AttributeError, match="setHiddenNodeIDs"):
+        offered.setHiddenNodeIDs([])
+    offered.hiddenNodeIDs = []
+    assert selector.nodeCount() == 2
+
+
 def test_node_types_given_as_a_text_become_its_letters(selector):
     selector.nodeTypes = "vtkMRML"
     assert selector.nodeTypes == tuple("vtkMRML")

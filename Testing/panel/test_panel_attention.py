@@ -173,6 +173,50 @@ def test_the_heat_maps_row_follows_as_the_user_scrolls(host, panel, nodes, tmp_p
     assert (setUp(), nodeIds()) == (before, ids)
 
 
+def test_the_row_is_a_curve_in_a_plot_view_that_follows_and_is_saved(host, panel, nodes, tmp_path):
+    import slicer
+
+    from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
+
+    layout = slicer.vtkMRMLLayoutNode()
+    plot = slicer.vtkMRMLPlotViewNode()
+    for node in (layout, plot):
+        slicer.mrmlScene.AddNode(node)
+    plain = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView
+    plotted = slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpPlotView
+    for arrangement in (plain, plotted):
+        layout.AddLayoutDescription(arrangement, '<layout type="vertical"/>')
+    layout.SetViewArrangement(plain)
+    plot.SetLayoutName("PlotView1")
+    ui = panel.attentionUi
+    host.choose(ui.mapSelector, "Slices: Slice attention, axial")
+    host.click(ui.showButton)
+    host.click(ui.plotButton)
+    view = panel.attention.view
+    assert plot.GetPlotChartNodeID() == view.chart.GetID()
+    assert layout.GetViewArrangement() == plotted
+
+    def curve(chart):
+        series = chart.GetNthPlotSeriesNode(0)
+        table = series.GetTableNode().GetTable()
+        column = table.GetColumnByName(series.GetYColumnName())
+        return [float(str(column.GetVariantValue(n))) for n in range(table.GetNumberOfRows())]
+
+    first = curve(view.chart)
+    host.wheel(slicer.app.layoutManager().sliceWidget("Red").sliceView(), 12)
+    order = np.argsort(view.places)
+    assert curve(view.chart) == pytest.approx(view.matrix[view.row][order])
+    assert curve(view.chart) != first
+    bundle = host.core.saveScene(tmp_path / "scene.mrb")
+    host.click(ui.plotButton)
+    assert layout.GetViewArrangement() == plain
+    saved = curve(view.chart)
+    with EmbeddedCore() as other:
+        other.loadScene(bundle)
+        chart = other.scene.GetFirstNodeByClass("vtkMRMLPlotChartNode")
+        assert curve(chart) == pytest.approx(saved, rel=1e-4)
+
+
 def test_a_click_on_the_heat_map_jumps_to_the_slice_that_is_attended_to(host, panel, nodes):
     import slicer
 

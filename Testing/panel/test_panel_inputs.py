@@ -94,6 +94,29 @@ def test_what_the_user_chose_is_never_overridden(host, panel, part, addSample, f
     assert names(part) == {"t1": "MS T1", "t2": "MS T2", "flair": "FLAIR"}
 
 
+def offered(part, key):
+    box = selector(part, key)
+    return {box.nodeFromIndex(n).GetName() for n in range(box.nodeCount())}
+
+
+def test_what_runs_have_made_is_offered_for_no_input(
+    host, part, addSample, make_result, rater_probability, ms_images, tmp_path
+):
+    from SlicerMedSegLib.ResultToScene import addResultToScene
+
+    nodes = addSample()
+    host.waitUntil(lambda: len(names(part)) == 3)
+    result = make_result({"MS lesion": rater_probability}, ms_images)
+    addResultToScene(result, slicer.mrmlScene, nodes["flair"], "Rater")
+    host.waitUntil(lambda: offered(part, "t1") == set(MATCHED.values()))
+    assert names(part) == MATCHED
+    host.core.saveScene(tmp_path / "scene.mrb")
+    slicer.mrmlScene.Clear()
+    host.core.loadScene(tmp_path / "scene.mrb")
+    host.waitUntil(lambda: names(part) == MATCHED)
+    assert all(offered(part, key) == set(MATCHED.values()) for key in MATCHED)
+
+
 def test_choosing_one_of_several_images_empties_the_other_rows(
     host, panel, medsegFolders, ct_or_mr_model, abdomen
 ):
@@ -155,6 +178,50 @@ def test_renaming_moving_emptying_and_deleting_nodes_is_noticed(host, part, addS
     host.waitUntil(lambda: part.reason() == "")
     slicer.mrmlScene.RemoveNode(nodes["flair"])
     host.waitUntil(lambda: part.reason().startswith("FLAIR MR: the model cannot run"))
+
+
+@pytest.fixture
+def prostate(host, part, shipped_model):
+    """Rows for a T2W and an ADC, and the sample's prostate in the scene."""
+    from medsegcore.imaging import read_image
+    from SlicerMedSegLib.SampleCases import CASES, LOCAL
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    ms, first = shipped_model.description, shipped_model.description.inputs[0]
+    inputs = [
+        first.model_copy(update={"key": key, "title": title, "required": True})
+        for key, title in (("t2w", "T2W MR"), ("adc", "ADC map"))
+    ]
+    part.setModel(
+        ms.model_copy(update={"inputs": inputs, "reference": "t2w", "skull_stripped": False})
+    )
+    (case,) = [case for case in CASES if case.name == "MedSegProstate"]
+    for file in case.files:
+        image = read_image(LOCAL / case.folder / file.file)
+        volumeNodeFromImage(image, file.nodeName, slicer.mrmlScene)
+    host.waitUntil(lambda: len(names(part)) == 2)
+    looked(host, part)
+    return part
+
+
+def test_the_prostate_sample_finds_its_rows_on_two_grids(host, prostate, tmp_path):
+    assert names(prostate) == {"t2w": "Prostate T2W", "adc": "Prostate ADC"}
+    assert "% sure)" in why(prostate, "adc")
+    said = findings(prostate)
+    assert any("ADC map: another grid than the reference's, 100% overlap" in text for text in said)
+    assert any("fit an ADC map in 1e-6 mm2/s" in text for text in said)
+    assert prostate.reason() == ""
+    host.screenshot(tmp_path / "prostate.png")
+
+
+def test_an_adc_that_is_no_adc_is_told_before_the_run(host, prostate):
+    host.choose(selector(prostate, "t2w"), "Prostate ADC")
+    host.choose(selector(prostate, "adc"), "Prostate T2W")
+    looked(host, prostate)
+    (warning,) = [text for text in findings(prostate) if "no ADC" in text]
+    assert warning.startswith("ADC map: the values of 'Prostate T2W' (median")
+    # It is the user's decision: the run is possible.
+    assert prostate.reason() == ""
 
 
 def test_a_frame_of_a_four_dimensional_input_is_chosen(host, part, addSample, ms_images):

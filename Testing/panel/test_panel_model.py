@@ -60,8 +60,17 @@ def test_search_and_filters_narrow_the_list_and_the_choice_stays(host, panel, ui
     assert ui.modelList.currentRow == 0
     anatomy = panel.modelPart.entry.anatomy
     host.choose(ui.anatomyBox, anatomy)
-    host.choose(ui.modalityBox, "MR")
     assert len(titles(ui)) == 1
+    # The model's T2 is optional; without a FLAIR it has nothing to work on.
+    host.tick(ui.modalityBox, "T2")
+    assert len(titles(ui)) == 1
+    host.tick(ui.modalityBox, "FLAIR")
+    assert titles(ui) == []
+    panel.modelPart.refresh()
+    assert titles(ui) == []
+    panel.modelPart.choose(MODEL)
+    assert len(titles(ui)) == 1
+    assert ui.modalityBox.allChecked()
 
 
 def test_a_folder_and_a_zip_are_added_opened_and_deleted_after_asking(
@@ -97,6 +106,22 @@ def test_a_folder_and_a_zip_are_added_opened_and_deleted_after_asking(
     assert not opened[0].exists()
     assert "My model" not in titles(ui)
     assert panel.modelPart.entry is None
+
+
+def test_a_folder_and_a_zip_are_added_by_dropping_them_and_other_files_are_not_taken(
+    host, panel, ui, shipped_model, tmp_path
+):
+    folder = renamed(shipped_model, tmp_path / "mine", "my-model", "My model")
+    other = ModelFolder.read(renamed(shipped_model, tmp_path / "two", "zip-model", "Zipped"))
+    pack(other, tmp_path / "zipped.zip")
+    (tmp_path / "scan.nrrd").write_text("no model")
+    target = ui.modelList.viewport()
+    assert not host.drop(target, [tmp_path / "scan.nrrd"])
+    assert host.drop(target, [folder, tmp_path / "zipped.zip"])
+    assert {"My model", "Zipped"} < set(titles(ui))
+    assert panel.modelPart.entry.title == "Zipped"
+    panel.modelPart.close()
+    assert not host.drop(target, [folder])
 
 
 def test_a_shipped_model_cannot_be_deleted_and_no_zip_is_no_model(host, panel, ui, tmp_path):

@@ -45,7 +45,7 @@ def panel(host, nodes):
     opened = host.openModule(MODULE)
     opened.show("run")
     opened.attentionUi.attentionBox.collapsed = True
-    host.wait(0)
+    settle(host)
     return opened
 
 
@@ -89,10 +89,15 @@ def clickTitle(host, panel, title):
     section = titles.index(title)
     x = header.sectionViewportPosition(section) + header.sectionSize(section) // 2
     host.click(table.horizontalHeader().viewport(), (x, header.height() // 2))
+    settle(host)
 
 
 def settle(host):
-    host.wait(250)
+    """Until all lesions are measured, also those of a drag that has to rest first."""
+    import slicer
+
+    host.wait(0)
+    host.waitUntil(lambda: not slicer.modules.PanelPartsWidget.results.busy)
 
 
 def test_the_segment_follows_while_the_threshold_is_dragged(host, panel, nodes, flair, result):
@@ -173,12 +178,14 @@ def test_lesions_are_sorted_by_the_titles(host, panel):
 def test_small_and_improbable_lesions_are_hidden_not_dropped(host, panel, nodes, flair):
     before, count = voxels(nodes, flair), panel.resultsUi.lesionTable.rowCount
     host.type(panel.resultsUi.minVolumeSpinBox, "0.1")
+    settle(host)
     volumes = [float(v) for v in column(panel, "Volume [ml]")]
     assert 0 < len(volumes) < count
     assert min(volumes) >= 0.1
     assert f"{len(volumes)} shown by the filter" in panel.resultsUi.totalsLabel.text
     assert f"{count} of {count} lesions kept" in panel.resultsUi.totalsLabel.text
     host.type(panel.resultsUi.minProbabilitySpinBox, "0.75")
+    settle(host)
     assert panel.resultsUi.lesionTable.rowCount < len(volumes)
     assert voxels(nodes, flair) == before
 
@@ -217,6 +224,7 @@ def test_a_click_on_a_lesion_jumps_there_in_all_views(host, panel, tmp_path):
 
 def test_the_list_is_copied_as_it_is_shown(host, panel, qt):
     host.type(panel.resultsUi.minVolumeSpinBox, "0.1")
+    settle(host)
     host.click(panel.resultsUi.copyButton)
     lines = qt.QApplication.clipboard().text().splitlines()
     assert lines[0].split("\t")[2] == "volume_ml"
@@ -260,18 +268,22 @@ def test_a_second_run_is_chosen_from_the_list(host, panel, flair, result):
     assert not panel.resultsUi.runSelector.visible
     second = addRun(host, flair, result.relabel({LABEL: 0.8}, 0.02), "second")
     panel.show("second")
+    settle(host)
     assert panel.results.sliders.slider(LABEL).value == 0.8
     host.choose(panel.resultsUi.runSelector, "run")
+    settle(host)
     assert (panel.chosen, panel.attention.run) == (["run"], "run")
     assert panel.results.sliders.slider(LABEL).value == 0.5
     host.choose(panel.resultsUi.runSelector, "second")
+    settle(host)
     import slicer
 
     slicer.mrmlScene.RemoveNode(second.segmentation)
-    host.wait(0)
+    settle(host)
     assert "no segmentation" in panel.resultsUi.messageLabel.text
     assert panel.resultsUi.lesionTable.rowCount == 0
     host.choose(panel.resultsUi.runSelector, "run")
+    settle(host)
     assert panel.resultsUi.lesionTable.rowCount > 5
 
 
@@ -293,6 +305,7 @@ def test_a_closed_scene_leaves_an_empty_panel_that_works(host, panel, nodes, fla
     again = volumeNodeFromImage(image, "FLAIR", slicer.mrmlScene)
     addRun(host, again, result, "new")
     panel.show("new")
+    settle(host)
     assert ui.lesionTable.rowCount > 5
 
 
@@ -304,7 +317,7 @@ def test_a_saved_scene_goes_on_in_a_fresh_application(tmp_path, ms_images, resul
         nodes = addRun(first, flair, result)
         panel = first.openModule(MODULE)
         panel.show("run")
-        first.wait(0)
+        settle(first)
         first.dragSlider(panel.results.sliders.slider(LABEL), 0.3)
         settle(first)
         clickCell(first, panel, 1, "Keep")
@@ -320,7 +333,7 @@ def test_a_saved_scene_goes_on_in_a_fresh_application(tmp_path, ms_images, resul
         import slicer
 
         panel.show("run")
-        fresh.wait(0)
+        settle(fresh)
         slider = panel.results.sliders.slider(LABEL)
         assert (slider.value, slider.enabled) == (threshold, True)
         assert panel.resultsUi.totalsLabel.text == totals
@@ -337,7 +350,7 @@ def test_a_run_without_its_provenance_has_nothing_to_reset_to(host, flair, nodes
     nodes.provenance.SetText(json.dumps({"settings": None}))
     panel = host.openModule(MODULE)
     panel.show("run")
-    host.wait(0)
+    settle(host)
     host.dragSlider(panel.results.sliders.slider(LABEL), 0.3)
     assert panel.results.sliders.slider(LABEL).value < 0.4
     assert not panel.results.sliders.resetButton(LABEL).enabled

@@ -1,8 +1,12 @@
 """The user runs the model by hand: the real worker on a part of the sample."""
 
 import os
+import resource
+import shutil
 import signal
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -11,9 +15,11 @@ import slicer
 
 from SlicerMedSegLib.ResultToScene import findRuns
 
+MODULE = Path(__file__).resolve().parents[2] / "SlicerMedSeg" / "SlicerMedSeg.py"
 MODEL = "ms-lesion-rsanet"
 CROP = (slice(60, 92), slice(60, 124), slice(50, 114))
 SMALL = (slice(60, 76), slice(60, 92), slice(50, 82))
+RELAY = Path(__file__).resolve().parents[1] / "worker_relay.py"
 
 
 def children():
@@ -34,9 +40,9 @@ def nothingStays(medsegFolders, host):
     assert list((medsegFolders / "temporary").glob("medseg-*")) == []
 
 
-def ready(host, panel):
+def ready(host, panel, model=MODEL):
     """The model chosen, the volumes matched, the devices known."""
-    panel.modelPart.choose(MODEL)
+    panel.modelPart.choose(model)
     ui = panel.runPart._ui
     host.waitUntil(lambda: ui.segmentButton.enabled, 20)
     host.waitUntil(lambda: ui.deviceBox.count > 1 or ui.runMessageLabel.text != "", 60)
@@ -218,6 +224,46 @@ def test_region_and_uncertainty_reach_the_run(host, panel, addSample):
     assert any("ncertainty" in n.GetName() or "ntropy" in n.GetName() for n in run["attention"])
 
 
+def test_all_frames_are_segmented_one_after_the_other_and_play_with_the_images(
+    host, panel, ms_visits, make_sequence, tmp_path
+):
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Visits")
+    proxies = {
+        key: make_sequence(host.core, browser, key.upper(), [visit[key] for visit in ms_visits])
+        for key in ("flair", "t1")
+    }
+    ui = ready(host, panel)
+    inputs = panel.inputsPart
+    assert inputs.inputNodes() == proxies
+    slicer.util.setSliceViewerLayers(background=proxies["flair"], fit=True)
+    for key in proxies:
+        host.choose(inputs._rows[key].frameBox, "All 2 frames")
+    host.waitUntil(lambda: inputs.findings is not None)
+    texts = [finding.text for finding in inputs.findings]
+    assert "FLAIR MR: all 2 frames of 'FLAIR' are segmented, one after the other." in texts
+    stages = watch(panel)
+    host.click(ui.segmentButton)
+    host.waitUntil(lambda: any("Frame 2 of 2: " in text for _stage, text in stages), 60)
+    host.screenshot(tmp_path / "frame2.png")
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+    first, second = findRuns(slicer.mrmlScene)
+    assert panel.resultsPart.run == second
+    assert browser.GetSelectedItemNumber() == 1
+    browser.SetSelectedItemNumber(0)
+    segmentations = [
+        findRuns(slicer.mrmlScene)[run]["segmentation"][0].GetDisplayNode()
+        for run in (first, second)
+    ]
+    assert [display.GetVisibility() for display in segmentations] == [1, 0]
+    host.screenshot(tmp_path / "frames.png")
+    # Another frame is chosen among the results: images and segmentation go there.
+    host.choose(panel.resultsPart.ui.runSelector, first)
+    host.choose(panel.resultsPart.ui.runSelector, second)
+    assert browser.GetSelectedItemNumber() == 1
+    assert [display.GetVisibility() for display in segmentations] == [0, 1]
+
+
 def test_a_device_that_a_scene_brings_but_the_machine_lacks_is_not_used(host, panel, addSample):
     addSample(SMALL)
     panel.runPart.setDevice("cuda:7")
@@ -227,6 +273,141 @@ def test_a_device_that_a_scene_brings_but_the_machine_lacks_is_not_used(host, pa
     host.click(ui.segmentButton)
     done(host, panel)
     assert ui.runMessageLabel.text == "Done."
+
+
+def test_a_computer_that_shares_no_folder_is_tested_used_and_remembered(host, panel, addSample):
+    addSample(SMALL)
+    ui = ready(host, panel)
+    host.click(ui.advancedBox)
+    command = f"{sys.executable} {RELAY} {sys.executable} -m medsegcore.worker"
+    host.type(ui.pythonEdit, command)
+    host.click(ui.testConnectionButton)
+    host.waitUntil(lambda: "It works" in ui.connectionLabel.text, 60)
+    assert "shares no folder" in ui.connectionLabel.text
+    assert ui.deviceBox.itemText(1).split(":")[0].removeprefix("CPU ").strip("()") in (
+        ui.connectionLabel.text
+    )
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+    assert len(findRuns(slicer.mrmlScene)) == 1
+    # The relay and the worker behind it.
+    assert len(children()) == 2
+    panel.onReload()
+    assert slicer.modules.SlicerMedSegWidget.runPart._ui.pythonEdit.text == command
+    host.type(slicer.modules.SlicerMedSegWidget.runPart._ui.pythonEdit, " ")
+
+
+def test_a_connection_that_fails_says_why(host, panel, addSample):
+    ui = panel.runPart._ui
+    host.click(ui.advancedBox)
+    host.type(ui.pythonEdit, "/nowhere/python")
+    host.click(ui.testConnectionButton)
+    host.waitUntil(lambda: "does not start" in ui.connectionLabel.text)
+    host.type(ui.pythonEdit, " ")
+    assert not ui.connectionLabel.visible
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+def test_memory_that_runs_out_is_a_sentence_and_the_next_click_works(host, panel, addSample):
+    addSample()
+    ui = ready(host, panel)
+    (pid,) = children()
+    before, nodes = resource.prlimit(pid, resource.RLIMIT_AS), slicer.mrmlScene.GetNumberOfNodes()
+    used = psutil.Process(pid).memory_info().vms
+    resource.prlimit(pid, resource.RLIMIT_AS, (used + 30_000_000, before[1]))
+    try:
+        host.click(ui.segmentButton)
+        done(host, panel)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+    assert "memory" in ui.runMessageLabel.text
+    assert "Close other programs" in ui.runMessageLabel.text
+    assert slicer.mrmlScene.GetNumberOfNodes() == nodes
+    host.click(panel.inputsPart._ui.drawRegionButton)
+    panel.inputsPart._ui.regionSelector.currentNode().SetSize(24, 24, 16)
+    host.wait(300)
+    host.waitUntil(lambda: ui.segmentButton.enabled)
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+    assert children() == [pid]
+
+
+def test_a_disk_that_is_full_is_a_sentence_and_leaves_the_scene_alone(host, panel, addSample):
+    addSample(CROP)
+    ui = ready(host, panel)
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    host.click(ui.advancedBox)
+    # Its files may have 100 KB, which no map of this crop fits into.
+    limit = 'ulimit -f 200; exec "$@"'
+    host.type(ui.pythonEdit, f"sh -c '{limit}' sh {sys.executable} -m medsegcore.worker")
+    host.waitUntil(lambda: ui.deviceBox.count > 1, 60)
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert "cannot be written" in ui.runMessageLabel.text
+    assert "Free some space" in ui.runMessageLabel.text
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+    host.type(ui.pythonEdit, " ")
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+
+
+def test_weights_that_are_damaged_are_a_sentence_and_another_model_works(
+    host, medsegFolders, addSample, model_copy
+):
+    model = medsegFolders / "data" / "MedSeg" / "models" / "damaged"
+    model.parent.mkdir(parents=True)
+    renamed = model_copy.with_description(
+        model_copy.description.model_copy(update={"id": "damaged", "title": "Damaged"})
+    )
+    shutil.copytree(renamed.path, model)
+    panel = host.openModule(MODULE)
+    addSample(SMALL)
+    ui = ready(host, panel, "damaged")
+    weights = next(model.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert "truncated" in ui.runMessageLabel.text
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+    ready(host, panel)
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+
+
+def test_a_result_on_its_way_into_the_scene_is_cancelled_without_a_trace(
+    host, panel, addSample, monkeypatch
+):
+    # One step a turn of the event loop.
+    monkeypatch.setattr("SlicerMedSegLib.Steps.TOGETHER_SECONDS", 0)
+    addSample(SMALL)
+    ui = ready(host, panel)
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    host.click(ui.segmentButton)
+    host.waitUntil(lambda: slicer.mrmlScene.GetNumberOfNodes() > before, 60)
+    # Something of it is there, but not as a run.
+    assert findRuns(slicer.mrmlScene) == {}
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", "the user's")
+    host.click(ui.cancelButton)
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Cancelled."
+    assert slicer.mrmlScene.IsNodePresent(mine)
+    assert slicer.mrmlScene.GetNumberOfNodes() == before + 1
+
+
+def test_uncertainty_by_dropout_reaches_the_run(host, panel, addSample):
+    addSample(SMALL)
+    ui = ready(host, panel)
+    host.click(ui.dropoutCheckBox)
+    assert panel._parameterNode.dropout is True
+    host.click(ui.segmentButton)
+    done(host, panel)
+    run = next(iter(findRuns(slicer.mrmlScene).values()))
+    assert "uncertainty_dropout" in [n.GetAttribute("MedSeg.Key") for n in run["attention"]]
 
 
 def test_leaving_the_panel_lets_the_run_go_on(host, panel, addSample):

@@ -46,9 +46,30 @@ def test_search_and_filters_find_models_by_what_they_are(catalog, variant):
     assert ids(catalog.entries(anatomy="brain")) == [SHIPPED]
     assert ids(catalog.entries(memoryMb=4000)) == [SHIPPED]
     assert ids(catalog.entries(modalities=["CT"])) == []
-    assert ids(catalog.entries(modalities=["MR", "CT"])) == [SHIPPED, "gland-net"]
     assert catalog.anatomies() == ["brain", "prostate"]
-    assert catalog.modalities() == ["MR"]
+
+
+def test_models_are_found_by_the_images_at_hand(catalog, variant, shipped_model):
+    def spec(key, title, **values):
+        same = shipped_model.description.inputs[0].model_dump(mode="json")
+        return {**same, "key": key, "title": title, "match": {}, **values}
+
+    gland = [spec("t2w", "T2-weighted MR"), spec("adc", "ADC map")]
+    catalog.add(variant("gland-net", inputs=gland, reference="t2w"))
+    organs = [spec("organs", "CT", modality="CT"), spec("other", "MR", modality="MR")]
+    organs[1]["required"] = False
+    catalog.add(variant("organ-net", inputs=organs, reference="organs"))
+    assert catalog.modalities() == ["ADC", "CT", "FLAIR", "MR", "T1", "T2"]
+
+    def fits(*images):
+        return [e.description.id for e in catalog.entries(modalities=images) if e.description.id]
+
+    # The T2 of the shipped model is optional.
+    assert fits("T1", "FLAIR") == [SHIPPED]
+    assert fits("T1") == fits("T2") == []
+    assert fits("T2", "ADC") == ["gland-net"]
+    assert fits("CT") == ["organ-net"]
+    assert len(fits(*catalog.modalities())) == len(fits()) == 3
 
 
 def test_broken_models_are_listed_last_with_their_reason_whatever_the_filter(catalog, variant):

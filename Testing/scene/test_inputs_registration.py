@@ -25,11 +25,8 @@ from medsegcore.imaging import (
     to_sitk,
 )
 from SlicerMedSegLib.InputMatcher import InputMatcher
-from SlicerMedSegLib.InputRegistration import (
-    InputRegistration,
-    RegistrationJob,
-    RegistrationPreview,
-)
+from SlicerMedSegLib.InputRegistration import InputRegistration, RegistrationJob
+from SlicerMedSegLib.RegistrationPreview import RegistrationPreview
 from SlicerMedSegLib.SceneConversion import imageFromVolumeNode, volumeNodeFromImage
 
 
@@ -164,14 +161,38 @@ def test_a_cancelled_or_failed_registration_leaves_the_scene_as_it_was(core, pai
 
 def test_a_registration_that_gains_nothing_says_so(core, small):
     nodes = [volumeNodeFromImage(small[key], key, core.scene) for key in ("flair", "t2")]
-    found = InputRegistration(core.scene).run(*nodes)
+    before = core.scene.GetNumberOfNodes()
+    registration = InputRegistration(core.scene)
+    found = registration.run(*nodes)
     assert not found.improved
     assert "keep the original" in found.summary()
+    again = registration.find(*nodes)
+    assert again.volumeNode is found.volumeNode
+    assert again.summary() == found.summary()
+    assert registration.find(*reversed(nodes)) is None
+    registration.remove(again)
+    registration.remove(found)
+    assert core.scene.GetNumberOfNodes() == before
+    assert registration.find(*nodes) is None
+
+
+def test_the_users_own_choice_during_a_preview_stays(core, small, views):
+    flair, t1, t2 = (volumeNodeFromImage(small[k], k, core.scene) for k in ("flair", "t1", "t2"))
+    views[0].SetBackgroundVolumeID(t1.GetID())
     before = core.scene.GetNumberOfNodes()
-    InputRegistration(core.scene).remove(found)
-    InputRegistration(core.scene).remove(found)
-    assert before - core.scene.GetNumberOfNodes() >= 2
-    assert core.scene.GetFirstNodeByName("t2 registered") is None
+    preview = RegistrationPreview(core.scene)
+    preview.checkerboard(flair, t2)
+    views[1].SetBackgroundVolumeID(t2.GetID())
+    views[0].SetForegroundVolumeID(t2.GetID())
+    views[0].SetForegroundOpacity(0.7)
+    # Another object, as after the scene was loaded, knows it from the views.
+    RegistrationPreview(core.scene).restore()
+    assert views[0].GetBackgroundVolumeID() == t1.GetID()
+    assert views[1].GetBackgroundVolumeID() == t2.GetID()
+    assert views[0].GetForegroundVolumeID() == t2.GetID()
+    assert views[0].GetForegroundOpacity() == 0.7
+    preview.restore()
+    assert core.scene.GetNumberOfNodes() == before
 
 
 @pytest.fixture
@@ -220,6 +241,16 @@ def test_the_checkerboard_alternates_between_both_images(core, small):
         box = tuple(box)
         same = np.corrcoef(board[box].ravel(), small[key].array[box].ravel())[0, 1]
         assert same > 0.95
+
+
+def test_the_checkerboard_of_a_large_reference_is_coarser(core, small, monkeypatch):
+    flair, t2 = (volumeNodeFromImage(small[k], k, core.scene) for k in ("flair", "t2"))
+    most = small["flair"].array.size // 3
+    monkeypatch.setattr("SlicerMedSegLib.RegistrationPreview.MOST", most)
+    board = imageFromVolumeNode(RegistrationPreview(core.scene).checkerboard(flair, t2))
+    assert most / 2 < board.array.size <= most
+    np.testing.assert_allclose(board.grid.center, small["flair"].grid.center, atol=0.1)
+    np.testing.assert_allclose(board.grid.size_mm, small["flair"].grid.size_mm, atol=5)
 
 
 def test_copies_are_no_candidates_for_matching(core, pair, shipped_model):

@@ -55,7 +55,13 @@ def _add_predict(app: typer.Typer, console: Console) -> None:
     @app.command(context_settings=EXTRA)
     def predict(
         context: typer.Context,
-        model: Annotated[str, typer.Option(help="Id of a model, or the path of its folder.")],
+        model: Annotated[
+            list[str],
+            typer.Option(
+                help="Id of a model, or the path of its folder; repeated: the mean of several "
+                "models of the same inputs and labels, and how far they disagree."
+            ),
+        ],
         out: Annotated[Path, typer.Option(help="Folder for the result.")],
         device: Device = "auto",
         precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
@@ -66,6 +72,9 @@ def _add_predict(app: typer.Typer, console: Console) -> None:
         uncertainty: Annotated[
             bool, typer.Option("--uncertainty", help="Also map how sure the model is.")
         ] = False,
+        dropout: Annotated[
+            int, typer.Option(help="Also map how far so many passes with dropout on disagree.")
+        ] = 0,
         threshold: Threshold = None,
         min_lesion_ml: Annotated[
             float, typer.Option(help="Drop lesions smaller than this, in ml.")
@@ -91,6 +100,7 @@ def _add_predict(app: typer.Typer, console: Console) -> None:
             {"device": device, "precision": precision},
             {
                 "mirror": mirror, "attention": attention, "uncertainty": uncertainty,
+                "dropout": dropout,
                 "thresholds": thresholds(threshold or []), "min_lesion_ml": min_lesion_ml,
                 "region": region_option(region),
             },

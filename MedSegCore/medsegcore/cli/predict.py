@@ -12,7 +12,7 @@ from medsegcore.models import ModelStore
 
 def run_predict(
     console: Console,
-    model: str,
+    models: list[str],
     files: dict[str, str],
     out: Path,
     overwrite: bool,
@@ -22,20 +22,25 @@ def run_predict(
     """Read, segment, write; what can be refused is refused before torch is loaded."""
     from medsegcore.inference.preprocess import check_keys
 
-    folder = ModelStore().find(model)
+    folders = [ModelStore().find(model) for model in models]
     if (out / RESULT_FILE).exists() and not overwrite:
         raise OutputError(
             f"'{out}' holds a result already.", "Choose another folder or give --overwrite."
         )
-    check_keys(folder.description, files)
+    check_keys(folders[0].description, files)
     images: dict[str, Image] = {}
     for n, (key, text) in enumerate(files.items()):
         console.progress("read", n, len(files), None)
         images[key] = read_image(text)
     console.progress("load", 0, 1, None)
+    from medsegcore.inference.ensemble import EnsemblePredictor
     from medsegcore.inference.predictor import Predictor
 
-    predictor = Predictor(folder, **device)
+    predictor: Predictor | EnsemblePredictor
+    if len(folders) > 1:
+        predictor = EnsemblePredictor(folders, **device)
+    else:
+        predictor = Predictor(folders[0], **device)
     console.progress("load", 1, 1, 0.0)
     result = predictor.predict(images, progress=console.progress, **settings)
     console.progress("write", 0, 1, None)

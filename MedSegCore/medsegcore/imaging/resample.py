@@ -12,6 +12,12 @@ Interpolation = Literal["linear", "nearest", "bspline"]
 
 def reorient(image: Image, orientation: str = "RAS") -> Image:
     """Flip and permute the axes so that i, j, k point nearest to these letters; no resampling."""
+    turned = reoriented_view(image, orientation)
+    return turned.with_array(np.ascontiguousarray(turned.array))
+
+
+def reoriented_view(image: Image, orientation: str = "RAS") -> Image:
+    """`reorient` without a copy: the array is a view of the image's own."""
     axes = image.grid.axes()
     array, affine = image.array, image.affine.copy()
     letters = [letter for pair in LETTERS for letter in pair]
@@ -27,7 +33,7 @@ def reorient(image: Image, orientation: str = "RAS") -> Image:
     # Array axes run k, j, i, the affine's columns i, j, k.
     array = array.transpose([2 - column for column in reversed(order)])
     affine[:3, :3] = affine[:3, order]
-    return Image(np.ascontiguousarray(array), affine, image.name)
+    return Image(array, affine, image.name)
 
 
 def resample(

@@ -1,6 +1,6 @@
 """Inference: from images and a model folder to a Result.
 
-`Result` and its parts load without torch; `Predictor` brings torch in when it is first asked for.
+`Result` and its parts load without torch; the predictors bring torch in when first asked for.
 """
 
 from typing import TYPE_CHECKING
@@ -16,11 +16,13 @@ from medsegcore.inference.preprocess import Prepared, prepare
 from medsegcore.inference.result import Result
 
 if TYPE_CHECKING:
+    from medsegcore.inference.ensemble import EnsemblePredictor
     from medsegcore.inference.predictor import Predictor
 
 __all__ = [
     "Attention",
     "CorrelationAttention",
+    "EnsemblePredictor",
     "Lesion",
     "Predictor",
     "Prepared",
@@ -36,4 +38,8 @@ def __getattr__(name: str) -> object:
         from medsegcore.inference.predictor import Predictor
 
         return Predictor
+    if name == "EnsemblePredictor":
+        from medsegcore.inference.ensemble import EnsemblePredictor
+
+        return EnsemblePredictor
     raise AttributeError(f"module 'medsegcore.inference' has no attribute '{name}'")

@@ -1,5 +1,6 @@
 """Lesions of a labelmap: connected components and what a reader wants to know of each."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -108,21 +109,24 @@ def longest_diameter_mm(mask: np.ndarray, grid: Grid) -> float:
     from scipy.spatial import ConvexHull
     from scipy.spatial.distance import pdist
 
-    # Only the ends of each row of voxels can lie farthest out.
-    rows = np.argwhere(mask.any(axis=2))
-    lines = mask[rows[:, 0], rows[:, 1]]
-    first = lines.argmax(axis=1)
-    last = mask.shape[2] - 1 - lines[:, ::-1].argmax(axis=1)
-    ends = np.concatenate(
-        [
-            np.column_stack([first - 0.5, rows[:, ::-1]]),
-            np.column_stack([last + 0.5, rows[:, ::-1]]),
-        ]
-    )
-    corners = np.concatenate(
-        [ends + np.array([0, dj, dk]) for dj in (-0.5, 0.5) for dk in (-0.5, 0.5)]
-    )
-    points = np.unique(corners, axis=0) @ grid.affine[:3, :3].T
+    # Farthest out can only be a corner of a voxel that ends its row along all three axes.
+    ends = {(axis, sign): _end_of_rows(mask, axis, sign) for axis in range(3) for sign in (-1, 1)}
+    corners = []
+    for signs in itertools.product((-1, 1), repeat=3):
+        along_k, along_j, along_i = (ends[axis, sign] for axis, sign in enumerate(signs))
+        j, i = np.nonzero(along_k >= 0)
+        k = along_k[j, i]
+        outer = (along_j[k, i] == j) & (along_i[k, j] == i)
+        corners.append(np.column_stack([i, j, k])[outer] + np.array(signs[::-1]) / 2)
+    points = np.concatenate(corners) @ grid.affine[:3, :3].T
     if len(points) > 64:
         points = points[ConvexHull(points).vertices]
     return float(pdist(points).max())
+
+
+def _end_of_rows(mask: np.ndarray, axis: int, sign: int) -> np.ndarray:
+    """Index along `axis` of the first (sign -1) or last voxel of each row, -1 for empty rows."""
+    turned = mask if sign < 0 else np.flip(mask, axis)
+    first = turned.argmax(axis=axis)
+    end = first if sign < 0 else mask.shape[axis] - 1 - first
+    return np.where(mask.any(axis=axis), end, -1)

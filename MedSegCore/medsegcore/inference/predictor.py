@@ -28,7 +28,7 @@ from medsegcore.inference.lesions import find_lesions, label_voxels
 from medsegcore.inference.preprocess import Prepared, check_keys, prepare, with_neighbours
 from medsegcore.inference.result import Result, check_thresholds
 from medsegcore.inference.tiling import Tiling, plan_tiles, smaller_tile, tile_weights
-from medsegcore.inference.uncertainty import SPREAD, entropy_map
+from medsegcore.inference.uncertainty import DROPOUT, SPREAD, entropy_map
 from medsegcore.models import AttentionSpec, ModelDescription, ModelFolder, ModelStore
 
 Progress = Callable[[str, int, int, float | None], None]
@@ -111,6 +111,7 @@ class Predictor:
         mirror: bool = False,
         attention: bool = True,
         uncertainty: bool = False,
+        dropout: int = 0,
         thresholds: Mapping[str, float] | None = None,
         min_lesion_ml: float = 0.0,
         region: Region | None = None,
@@ -126,6 +127,8 @@ class Predictor:
             attention: also give the network's attention maps.
             uncertainty: also give, as spatial maps beside the attention, the entropy of the
                 answer and, when `mirror` is on, the standard deviation over the mirrorings.
+            dropout: so many more passes of each tile with the network's dropout switched on; also
+                give their standard deviation, as a spatial map. The answer stays the same.
             thresholds: by label name, 0..1; the model's own where none is given.
             min_lesion_ml: smaller connected components are dropped.
             region: a box to work in; the answer is 0 outside of it.
@@ -134,7 +137,8 @@ class Predictor:
             cancelled: asked between tiles.
 
         Raises:
-            InputError: see `prepare`; SettingError for a threshold or volume out of range.
+            InputError: see `prepare`; SettingError for a threshold or volume out of range, and for
+                `dropout` with a network that has none.
             CancelledError: `cancelled` said so.
             OutOfMemoryError: even small tiles do not fit.
         """
@@ -143,6 +147,7 @@ class Predictor:
             raise SettingError(
                 f"The smallest lesion volume is {min_lesion_ml} ml.", "Give 0 ml or more."
             )
+        self._check_dropout(dropout)
         check_keys(self.description, images)
         clock = _Clock(progress, cancelled)
         clock.begin("prepare", 1)
@@ -151,7 +156,9 @@ class Predictor:
         specs = list(self.description.attention) if attention else []
         if uncertainty and mirror:
             specs.append(SPREAD)
-        probabilities, collected = self._tiles(prepared, mirror, specs, clock)
+        if dropout:
+            specs.append(DROPOUT)
+        probabilities, collected = self._tiles(prepared, mirror, dropout, specs, clock)
         clock.begin("restore", len(self.description.labels) + len(collected.spatial))
         restored = self._restore(probabilities, prepared, clock)
         maps = self._attention(specs, collected, prepared, clock)
@@ -184,13 +191,18 @@ class Predictor:
         )  # fmt: skip
 
     def _tiles(
-        self, prepared: Prepared, mirror: bool, specs: list[AttentionSpec], clock: "_Clock"
+        self,
+        prepared: Prepared,
+        mirror: bool,
+        dropout: int,
+        specs: list[AttentionSpec],
+        clock: "_Clock",
     ) -> tuple[np.ndarray, "_Collected"]:
         """Run all tiles, with smaller ones when memory runs out."""
         tile: tuple[int, int, int] | None = self.description.grid.tile
         while tile is not None:
             try:
-                return self._run(prepared, tile, mirror, specs, clock)
+                return self._run(prepared, tile, mirror, dropout, specs, clock)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -208,6 +220,7 @@ class Predictor:
         prepared: Prepared,
         tile: tuple[int, int, int],
         mirror: bool,
+        dropout: int,
         specs: list[AttentionSpec],
         clock: "_Clock",
     ) -> tuple[np.ndarray, "_Collected"]:
@@ -227,10 +240,12 @@ class Predictor:
         weight_sum = np.zeros(tiling.padded, np.float32)
         total: np.ndarray | None = None
         flips = _mirrorings(2 if grid.flat else 3) if mirror else _mirrorings(0)
-        clock.begin("segment", len(tiling.starts) * len(flips))
+        clock.begin("segment", len(tiling.starts) * (len(flips) + dropout))
         for start, box in zip(tiling.starts, tiling.boxes(), strict=True):
             x = self._tensor(volume[(slice(None), *box)])
             answer, maps = self._one_tile(network, x, flips, specs, clock)
+            if dropout:
+                maps[DROPOUT.key] = self._dropout_spread(network, x, dropout, clock)
             if total is None:
                 total = np.zeros((answer.shape[0], *tiling.padded), np.float32)
             total[(slice(None), *box)] += answer * weights
@@ -257,21 +272,17 @@ class Predictor:
         clock: "_Clock",
     ) -> tuple[np.ndarray, dict[str, Tensor]]:
         """Probabilities [class, k, j, i] of a tile, and the maps that `specs` ask for."""
-        attention = any(spec is not SPREAD for spec in specs)
+        attention = any(spec not in (SPREAD, DROPOUT) for spec in specs)
         mean: Tensor | None = None
         views: list[Tensor] = []
         maps: dict[str, Tensor] = {}
         for axes in flips:
             clock.check()
-            with torch.autocast(
-                self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
-            ):
-                # The mirrored views attend to mirrored places: only the plain one is shown.
-                if attention and not axes:
-                    logits, maps = network(x, with_attention=True)
-                else:
-                    logits = network(x.flip(axes) if axes else x)
-            probability = torch.softmax(logits.float(), dim=1)
+            # The mirrored views attend to mirrored places: only the plain one is shown.
+            if attention and not axes:
+                probability, maps = self._probability(network, x, with_attention=True)
+            else:
+                probability, _ = self._probability(network, x.flip(axes) if axes else x)
             probability = probability.flip(axes) if axes else probability
             mean = probability if mean is None else mean + probability
             if SPREAD in specs:
@@ -289,6 +300,53 @@ class Predictor:
             maps = {**maps, SPREAD.key: torch.stack(views).std(dim=0, correction=0)}
         mean = mean.transpose(0, 1) if self.description.grid.flat else mean[0]
         return mean.cpu().numpy(), maps
+
+    def _probability(
+        self, network: Callable[..., Any], x: Tensor, with_attention: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        maps: dict[str, Tensor] = {}
+        with torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+        ):
+            if with_attention:
+                logits, maps = network(x, with_attention=True)
+            else:
+                logits = network(x)
+        return torch.softmax(logits.float(), dim=1), maps
+
+    def _dropout_layers(self) -> list[nn.Module]:
+        kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+        return [m for m in self.network.modules() if isinstance(m, kinds) and m.p > 0]
+
+    def _check_dropout(self, passes: int) -> None:
+        if passes < 0 or passes == 1:
+            raise SettingError(
+                f"The number of dropout passes is {passes}.", "Give 0, or 2 and more."
+            )
+        if passes and not self._dropout_layers():
+            raise SettingError(
+                f"The network '{self.description.network.name}' of this model has no dropout.",
+                "Choose another kind of uncertainty.",
+            )
+
+    def _dropout_spread(
+        self, network: Callable[..., Any], x: Tensor, passes: int, clock: "_Clock"
+    ) -> Tensor:
+        """Standard deviation [B, 1, ...] over passes with dropout on; the same in each run."""
+        layers, views = self._dropout_layers(), []
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            for layer in layers:
+                layer.train()
+            try:
+                for _ in range(passes):
+                    clock.check()
+                    views.append(self._foreground(self._probability(network, x)[0]))
+                    clock.step()
+            finally:
+                for layer in layers:
+                    layer.eval()
+        return torch.stack(views).std(dim=0, correction=0)
 
     def _foreground(self, probability: Tensor) -> Tensor:
         """Of any label: [B, class, ...] to [B, 1, ...]."""

@@ -1,6 +1,6 @@
 """How sure a model is of its answer, as maps beside its attention. No torch here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,14 @@ SPREAD = AttentionSpec(
     kind="spatial",
     title="Uncertainty: standard deviation over mirrorings",
 )
+# How far the passes with dropout disagree (Gal and Ghahramani, ICML 2016, section 4).
+DROPOUT = AttentionSpec(
+    key="uncertainty_dropout",
+    kind="spatial",
+    title="Uncertainty: standard deviation over dropout",
+)
+ENSEMBLE_KEY = "uncertainty_ensemble"
+ENSEMBLE_TITLE = "Uncertainty: standard deviation over models"
 ENTROPY_KEY = "uncertainty_entropy"
 ENTROPY_TITLE = "Uncertainty: entropy of the answer (bit)"
 
@@ -33,3 +41,16 @@ def entropy_map(probabilities: Mapping[str, np.ndarray]) -> SpatialAttention:
     """
     together = np.sum(list(probabilities.values()), axis=0)
     return SpatialAttention(ENTROPY_KEY, ENTROPY_TITLE, binary_entropy(together), 1.0)
+
+
+def ensemble_map(members: Sequence[Mapping[str, np.ndarray]]) -> SpatialAttention:
+    """Standard deviation over the models of the probability of "some label".
+
+    Args:
+        members: each model's probabilities, float32 [k, j, i] by label name, on one grid.
+    """
+    together = [np.sum(list(probabilities.values()), axis=0) for probabilities in members]
+    deviation = np.std(together, axis=0)
+    scale = float(np.percentile(deviation, 99.9)) or 1.0
+    values = np.clip(deviation / scale, 0, 1).astype(np.float32)
+    return SpatialAttention(ENSEMBLE_KEY, ENSEMBLE_TITLE, values, scale)

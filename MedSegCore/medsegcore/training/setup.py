@@ -132,6 +132,8 @@ def set_up(
         device="", seed=plan.seed, settings={**settings, **({"chosen": notes} if notes else {})},
     )  # fmt: skip
     description = recipe.description(data, record)
+    split, left_out = _with_images(split, description)
+    notes = [*notes, *left_out]
     _check_inputs(split, description)
     used = split.training[:most]
     prepared = load_cases(recipe, used, description, cache)
@@ -166,6 +168,26 @@ def load_cases(
         )
         for case in cases
     ]
+
+
+def _with_images(split: Split, description: ModelDescription) -> tuple[Split, list[str]]:
+    """The split without cases that have none of the images of which the model takes one."""
+    if not description.one_of:
+        return split, []
+    keys = [spec.key for spec in description.inputs]
+
+    def kept(cases: Sequence[Case]) -> list[Case]:
+        return [case for case in cases if any(key in case.images for key in keys)]
+
+    own = Split(kept(split.training), kept(split.validation), kept(split.test))
+    if not own.training:
+        raise MissingInputError(
+            f"No case to train on has {' or '.join(keys)}.", "Name other modalities."
+        )
+    parts = (split.training, split.validation, split.test)
+    lacking = sum(map(len, parts)) - len([*own.training, *own.validation, *own.test])
+    note = f"{lacking} cases have neither {' nor '.join(keys)} and are left out."
+    return own, [note] if lacking else []
 
 
 def _check_inputs(split: Split, description: ModelDescription) -> None:

@@ -1,18 +1,28 @@
 """From a prepared case to one slice, changed as the papers on slices say."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from monai.transforms import (
     Compose,
     RandAffined,
     RandCropByPosNegLabeld,
+    RandFlipd,
     RandGaussianSmoothd,
     SpatialPadd,
+    Transform,
 )
 
-from medsegcore.training.augmentation import RandSliced, Stackd
+from medsegcore.training.augmentation import (
+    KeepOutsideZerod,
+    RandSliced,
+    Stackd,
+    scanner_transforms,
+)
 from medsegcore.training.facts import DataFacts
+
+Augment = Literal["none", "plain", "scanner"]
 
 # Silent in the papers that rotate, zoom, shift and blur.
 ROTATION = float(np.deg2rad(15))
@@ -23,7 +33,7 @@ def plain_slice_transforms(
     keys: Sequence[str],
     patch: tuple[int, int, int],
     neighbours: int = 0,
-    augment: bool = True,
+    augment: Augment = "plain",
 ) -> Compose:
     """From a whole prepared case to one slice, see `RandSliced`, or a part of one.
 
@@ -33,7 +43,9 @@ def plain_slice_transforms(
         keys: input keys in the order of the network's channels; each [1, k, j, i], normalised.
         patch: (1, j, i) in voxels; smaller slices are filled with zeros.
         neighbours: slices on each side of each input, as channels.
-        augment: rotate, zoom, shift and blur at random.
+        augment: "plain" rotates, zooms, shifts and blurs at random; "scanner" also flips the slice
+            and changes contrast, bias field, noise and resolution of each input, for what is not
+            to depend on the scanner; "none" does nothing.
 
     Returns:
         A transform of {key: tensor, "label": tensor} to a list of one {"image": [C, j, i],
@@ -42,19 +54,23 @@ def plain_slice_transforms(
     every = [*keys, "label"]
     modes = ["bilinear"] * len(keys) + ["nearest"]
     shift = [SHIFT_SHARE * n for n in patch[1:]]
-    changes = [
+    changes: list[Transform] = [
         RandAffined(
             every, prob=0.8, rotate_range=ROTATION, scale_range=(ZOOM, ZOOM),
             translate_range=shift, mode=modes, padding_mode="zeros",
         ),
-        RandGaussianSmoothd(keys, sigma_x=BLUR, sigma_y=BLUR, prob=0.2),
     ]  # fmt: skip
+    if augment == "plain":
+        changes.append(RandGaussianSmoothd(keys, sigma_x=BLUR, sigma_y=BLUR, prob=0.2))
+    elif augment == "scanner":
+        changes += [RandFlipd(every, prob=0.5, spatial_axis=axis) for axis in range(2)]
+        changes += [KeepOutsideZerod([k], scanner_transforms(k, patch[1:])) for k in keys]
     return Compose(
         [
             RandSliced(keys, neighbours),
             SpatialPadd(every, patch[1:]),
             RandCropByPosNegLabeld(every, "label", spatial_size=patch[1:], num_samples=1),
-            *(changes if augment else []),
+            *([] if augment == "none" else changes),
             Stackd(keys),
         ]
     )

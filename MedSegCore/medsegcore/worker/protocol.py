@@ -61,6 +61,7 @@ class RunOptions:
         thresholds: by label name, 0..1; the model's own where none is given.
         min_lesion_ml: smaller lesions are dropped.
         uncertainty: also give the entropy and, when "careful", the spread over the mirrorings.
+        dropout: passes with dropout on, whose spread is also given; 0 for none.
         region: a box to work in, as `Region.as_dict` has it, or None.
 
     Raises:
@@ -74,11 +75,12 @@ class RunOptions:
     min_lesion_ml: float = 0.0
     uncertainty: bool = False
     region: Mapping[str, Any] | None = None
+    dropout: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise SettingError(f"There is no mode '{self.mode}'.", f"Modes: {', '.join(MODES)}.")
-        numbers = (self.min_lesion_ml, *self.thresholds.values())
+        numbers = (self.min_lesion_ml, self.dropout, *self.thresholds.values())
         if not isinstance(self.device, str) or not all(
             isinstance(number, (int, float)) for number in numbers
         ):

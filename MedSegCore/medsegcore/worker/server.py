@@ -233,7 +233,7 @@ class Server:
         predictor = self._warm(request, message)
         result = predictor.predict(
             images, mirror=options.mirror, attention=options.attention,
-            uncertainty=options.uncertainty, region=region,
+            uncertainty=options.uncertainty, dropout=options.dropout, region=region,
             thresholds=options.thresholds, min_lesion_ml=options.min_lesion_ml,
             progress=lambda stage, done, total, eta_s: self._event(
                 "progress", request, stage=stage, done=done, total=total, eta_s=eta_s

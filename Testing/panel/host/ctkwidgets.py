@@ -427,6 +427,16 @@ class ctkCheckableComboBox(QtWidgets.QComboBox):
     def noneChecked(self) -> bool:
         return not self.checkedIndexes()
 
+    def paintEvent(self, event) -> None:
+        painter = QtWidgets.QStylePainter(self)
+        option = QtWidgets.QStyleOptionComboBox()
+        self.initStyleOption(option)
+        texts = [index.data() for index in self.checkedIndexes()]
+        whole = "All" if self.allChecked() else "None"
+        option.currentText = ", ".join(texts) if 0 < len(texts) < self.count() else whole
+        painter.drawComplexControl(QtWidgets.QStyle.ComplexControl.CC_ComboBox, option)
+        painter.drawControl(QtWidgets.QStyle.ControlElement.CE_ComboBoxLabel, option)
+
 
 class ctkMessageBox(QtWidgets.QMessageBox):
     """A message box that may offer not to be shown again."""

@@ -197,6 +197,25 @@ class _NodeList(QtWidgets.QWidget):
     )
 
 
+class qMRMLSortFilterProxyModel(QtCore.QSortFilterProxyModel):
+    """What a selector offers, as a model; it hides nodes that their type and attributes let pass.
+
+    The original's setter is no slot, so that Python sees the property alone.
+    """
+
+    notInPython = ("setHiddenNodeIDs",)
+
+    def __init__(self, owner) -> None:
+        super().__init__(owner)
+        self._ids: list[str] = []
+
+    def _hide(self, ids) -> None:
+        self._ids = list(ids)
+        self.parent()._refresh()
+
+    hiddenNodeIDs = Property("QStringList", lambda self: self._ids, _hide)
+
+
 class qMRMLNodeComboBox(_NodeList):
     """Chooses one node of the scene, and creates, renames and deletes nodes."""
 
@@ -215,9 +234,14 @@ class qMRMLNodeComboBox(_NodeList):
         self._none, self._add, self._remove = False, True, True
         self._edit, self._rename, self._select = False, False, True
         self._baseName, self._noneText, self._tag = "", "None", ""
+        self._proxy = qMRMLSortFilterProxyModel(self)
+        self._proxy.setSourceModel(self._box.model())
         self._box.activated.connect(self._activated)
 
     # -- what the box shows
+
+    def _offers(self, node) -> bool:
+        return super()._offers(node) and node.GetID() not in self._proxy.hiddenNodeIDs
 
     def _fill(self, before: list) -> None:
         with QtCore.QSignalBlocker(self._box):
@@ -337,7 +361,7 @@ class qMRMLNodeComboBox(_NodeList):
 
     @Slot(result=QtCore.QAbstractItemModel)
     def sortFilterProxyModel(self):
-        return self._box.model()
+        return self._proxy
 
     noneEnabled = Property(bool, lambda self: self._none, lambda self, v: self._set("_none", v))
     addEnabled = Property(bool, lambda self: self._add, lambda self, v: self._set("_add", v))

@@ -339,6 +339,40 @@ class Host:
         box.activated.emit(box.currentIndex())
         self.wait(0)
 
+    def tick(self, widget, text: str) -> None:
+        """Tick an item of a combo box with check marks, or take its mark away, as in its list.
+
+        Raises:
+            AssertionError: it is not offered.
+        """
+        box = self.reachable(widget)
+        row = box.findText(text)
+        if row < 0:
+            offered = [box.itemText(n) for n in range(box.count())]
+            raise AssertionError(f"'{text}' is not offered, but {offered}.")
+        index = box.model().index(row, 0)
+        state = QtCore.Qt.CheckState
+        mark = state.Unchecked if box.checkState(index) else state.Checked
+        box.setCheckState(index, mark.value)
+        self.wait(0)
+
+    def drop(self, widget, paths) -> bool:
+        """Drop files on a widget, as from a file manager; whether it takes them."""
+        inner = self.reachable(widget)
+        data = QtCore.QMimeData()
+        data.setUrls([QtCore.QUrl.fromLocalFile(str(path)) for path in paths])
+        point, qt_ = inner.rect().center(), QtCore.Qt
+        rest = (qt_.DropAction.CopyAction, data, qt_.MouseButton.LeftButton,
+                qt_.KeyboardModifier.NoModifier)  # fmt: skip
+        for event in (QtGui.QDragEnterEvent(point, *rest), QtGui.QDragMoveEvent(point, *rest),
+                      QtGui.QDropEvent(point, *rest)):  # fmt: skip
+            event.ignore()
+            self._application.sendEvent(inner, event)
+            if not event.isAccepted():
+                return False
+        self.wait(0)
+        return True
+
     def wheel(self, widget, notches: int, position=None) -> None:
         """Turn the mouse wheel over a widget; positive is away from the user."""
         inner = self.reachable(widget)

@@ -33,7 +33,7 @@ from medsegcore.models import (
 from medsegcore.training.recipes.base import DataFacts, Objective, Recipe, Supervised
 from medsegcore.training.recipes.distill import PAPER, DistillRecipe
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
-from medsegcore.training.slices import fitted_spacing, plain_slice_transforms
+from medsegcore.training.slices import Augment, fitted_spacing, plain_slice_transforms
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,6 +54,7 @@ class AffinityTeacherRecipe(Recipe):
         spacing: mm of a pixel; by the median slice when None.
         segmentation: "dice", "focal" or "dice+focal".
         learning_rate: at the top of the first cycle.
+        augment: see `plain_slice_transforms`.
         threshold: of the probability where the user sets none.
     """
 
@@ -66,6 +67,7 @@ class AffinityTeacherRecipe(Recipe):
     spacing: float | None = None
     segmentation: SegmentationTerm = "dice"
     learning_rate: float = 0.01
+    augment: Augment = "plain"
     threshold: float = 0.5
 
     def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
@@ -102,7 +104,8 @@ class AffinityTeacherRecipe(Recipe):
 
     def transforms(self, description: ModelDescription) -> Compose:
         assert self.patch is not None
-        return plain_slice_transforms([spec.key for spec in description.inputs], self.patch)
+        keys = [spec.key for spec in description.inputs]
+        return plain_slice_transforms(keys, self.patch, augment=self.augment)
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=self.learning_rate)

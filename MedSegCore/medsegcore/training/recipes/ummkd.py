@@ -30,7 +30,7 @@ from medsegcore.training.augmentation import Stackd
 from medsegcore.training.cases import class_numbers
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
-from medsegcore.training.slices import plain_slice_transforms
+from medsegcore.training.slices import Augment, plain_slice_transforms
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -93,7 +93,7 @@ class UMMKDRecipe(Recipe):
         width: channels of its first part.
         alpha, temperature, eta: of `UMMKDLoss`.
         learning_rate: at the start.
-        augment: rotate, zoom, shift and blur the slices (2D alone).
+        augment: of the slices (2D alone), see `plain_slice_transforms`.
         threshold: of the probability where the user sets none.
     """
 
@@ -111,7 +111,7 @@ class UMMKDRecipe(Recipe):
     temperature: float = 2.0
     eta: float = 1e-4
     learning_rate: float = 1e-4
-    augment: bool = False
+    augment: Augment = "none"
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class UMMKDRecipe(Recipe):
             raise SettingError(
                 f"There is no sharing '{self.sharing}'.", f"Use one of {', '.join(SETTINGS)}."
             )
-        if self.augment and self.dimensions == 3:
+        if self.augment != "none" and self.dimensions == 3:
             raise SettingError("augment is for slices.", "Leave it out, or set dimensions to 2.")
 
     def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
