@@ -1,7 +1,7 @@
 """A small student that learns from a large teacher: adaptive affinity distillation.
 
 Loussaief, Ayad, Puig, Rashwan (arXiv 2404.02738). Two trainings: `affinity_teacher` makes a model
-folder, `affinity` distils that folder into a student.
+folder, `affinity` distils that folder into a student (`distill.py`, with the paper's settings).
 From the paper (sections 2 and 3.1): UNet++ or DeepLabV3+ teach ENet, ESPNet or ERFNet; Dice or
 focal loss, and the logits, kernel and affinity terms with the weights 0.2, 0.9, 0.9 (eq. 8); Adam,
 batches of 16 for 100 epochs, learning rate 0.01 by CyclicLR with a step size of 2000, "gradually
@@ -20,16 +20,8 @@ import torch
 from monai.transforms import Compose
 from torch import nn
 
-from medsegcore.losses.affinity import (
-    SegmentationLoss,
-    SegmentationTerm,
-)
-from medsegcore.models import (
-    GridSpec,
-    ModelDescription,
-    NetworkSpec,
-    TrainingRecord,
-)
+from medsegcore.losses.affinity import SegmentationLoss, SegmentationTerm
+from medsegcore.models import GridSpec, ModelDescription, NetworkSpec, TrainingRecord
 from medsegcore.training.recipes.base import DataFacts, Objective, Recipe, Supervised
 from medsegcore.training.recipes.distill import PAPER, DistillRecipe
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
