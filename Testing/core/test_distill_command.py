@@ -80,7 +80,8 @@ def answer_dice(folder, case):
 
 
 def test_the_loss_of_one_teacher_is_equation_8_of_what_both_networks_give(teachers, zones):
-    setup, batch = batch_of(student_of(teachers[0], config={"width": 4}), zones)
+    recipe = student_of(teachers[0], config={"width": 4}, affinity_weight=0.9)
+    setup, batch = batch_of(recipe, zones)
     assert (setup.recipe.patch, setup.recipe.batch_size) == ((1, 64, 64), 4)
     objective = setup.objective.eval()
     logits, terms = objective(batch)
@@ -105,7 +106,8 @@ def test_the_loss_of_one_teacher_is_equation_8_of_what_both_networks_give(teache
 
 def test_several_teachers_teach_the_mean_of_their_probabilities(teachers, zones):
     networks = [folder.load_network() for folder in teachers]
-    setup, batch = batch_of(student_of(*teachers, config={"width": 4}), zones)
+    recipe = student_of(*teachers, config={"width": 4}, affinity_weight=0.9)
+    setup, batch = batch_of(recipe, zones)
     with torch.no_grad():
         single = [torch.softmax(network(batch["image"]), dim=1) for network in networks]
         mean = torch.softmax(Ensemble(networks)(batch["image"]), dim=1)
@@ -128,13 +130,7 @@ def test_one_command_makes_a_student_of_two_folds(teachers, zones, tmp_path, cap
     out = tmp_path / "run"
     arguments = ["--data", str(zones), "--student", "enet", "--test", "ProstateX-0001"]
     arguments += ["--steps", "60", "--out", str(out), "--device", "cpu", "--workers", "0"]
-    # The affinity term needs longer trainings than this one.
-    for setting in (
-        'config={"width": 8, "dropout": 0.0}',
-        "learning_rate=0.01",
-        "affinity_weight=0",
-    ):
-        arguments += ["--set", setting]
+    arguments += ["--set", 'config={"width": 8, "dropout": 0.0}', "--set", "learning_rate=0.01"]
     for folder in teachers:
         arguments += ["--teacher", str(folder.path)]
     assert main(["distill", *arguments]) == 0, capsys.readouterr().err

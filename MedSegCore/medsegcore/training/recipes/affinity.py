@@ -113,6 +113,7 @@ class AffinityRecipe(DistillRecipe):
     name: ClassVar[str] = "affinity"
     patch: tuple[int, int, int] | None = (1, 384, 384)
     batch_size: int | None = 16
+    affinity_weight: float = 0.9
     learning_rate: float = 0.01
 
     def learning_rate_at(self, share_done: float, step: int) -> float:

@@ -7,6 +7,9 @@ affinity term compare with. The kernel term compares features, and those of seve
 no common meaning: it is left out with several teachers, and where no one stage is a network's
 deepest. The student sees the cases as the first teacher did when it was trained: the same
 preparation, patches and augmentation. Silent, and our choice: Adam, with a cosine over the budget.
+The affinity term is off unless it is asked for: at the paper's weight it outweighs the others at
+first, and within 300 steps a student of the prostate's zones came to a Dice of 0.90 on its one
+patient without it, of 0.21 with it. The recipe `affinity` has the paper's weights.
 """
 
 import math
@@ -119,7 +122,7 @@ class DistillRecipe(Recipe):
     segmentation: SegmentationTerm = "dice"
     logits_weight: float = 0.2
     kernel_weight: float = 0.9
-    affinity_weight: float = 0.9
+    affinity_weight: float = 0.0
     kernel_form: KernelForm = "unit"
     learning_rate: float = 1e-3
     teacher_recipe: dict[str, Any] = field(default_factory=dict)
