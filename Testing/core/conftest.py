@@ -1,5 +1,7 @@
 """What several tests of the package share."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -45,3 +47,43 @@ def prostate_slices(shared_data):
     mask = read_image(folder / "prostate.nii.gz").array[chosen] > 0
     t2w = (t2w - t2w.mean()) / t2w.std()
     return torch.from_numpy(t2w)[:, None], torch.from_numpy(mask.astype(np.int64))[:, None]
+
+
+@pytest.fixture(scope="session")
+def zones_set(shared_data, tmp_path_factory):
+    """Makes a data set in nnU-Net's raw form: T2W and both zones, 80 mm of three slices a patient.
+
+    Called with its name and the patients' folders below `prostate`.
+    """
+
+    def make(name, *patients):
+        root = tmp_path_factory.mktemp("zones") / name
+        (root / "imagesTr").mkdir(parents=True)
+        (root / "labelsTr").mkdir()
+        for patient in patients:
+            source = shared_data / "prostate" / patient
+            if not source.is_dir():
+                pytest.skip("the prostate data are not here")
+            zones = read_image(source / "zones.nii.gz")
+            k = int((zones.array > 0).sum(axis=(1, 2)).argmax())
+            middle = np.argwhere(zones.array[k] > 0).mean(axis=0).round().astype(int)
+            size = round(40 / zones.grid.spacing[0])
+            j, i = (slice(max(m - size, 0), m + size) for m in middle)
+            box = (slice(k - 1, k + 2), j, i)
+            for kind, target in (
+                ("t2w", root / "imagesTr" / f"{source.name}_0000.nii.gz"),
+                ("zones", root / "labelsTr" / f"{source.name}.nii.gz"),
+            ):
+                image = read_image(source / f"{kind}.nii.gz")
+                cut = np.ascontiguousarray(image.array[box])
+                write_image(Image(cut, image.grid.crop(box).affine), target)
+        content = {
+            "channel_names": {"0": "T2W"},
+            "labels": {"background": 0, "peripheral zone": 1, "transition zone": 2},
+            "numTraining": len(patients), "file_ending": ".nii.gz", "name": name,
+            "medseg": {"license": "CC BY 4.0", "commercial_use": True},
+        }  # fmt: skip
+        (root / "dataset.json").write_text(json.dumps(content))
+        return root
+
+    return make

@@ -115,7 +115,7 @@ def test_each_row_has_its_network_and_its_objective(paper, teacher):
     for row in chosen_rows(paper, SMALL[paper]):
         recipe = row_recipe(row, SMALL[paper])
         if row.takes:
-            recipe = replace(recipe, **{row.takes: teacher})
+            recipe = replace(recipe, **{row.takes: (teacher,)})
         recipe, _ = recipe.configured(data, FACTS)
         description = recipe.description(data, RECORD)
         network = create_network(description.network.name, description.network.config)
@@ -159,8 +159,8 @@ def test_rows_are_chosen_by_title_with_those_that_they_learn_from():
         chosen_rows("edge", {"depht": 10})
     with pytest.raises(SettingError, match="rows set 'variant' themselves"):
         chosen_rows("csad", {"variant": "plc"})
-    with pytest.raises(SettingError, match=r"rows set 'affinity\.teacher' the"):
-        chosen_rows("affinity", {"affinity.teacher": "x"})
+    with pytest.raises(SettingError, match=r"rows set 'affinity\.teachers' the"):
+        chosen_rows("affinity", {"affinity.teachers": ("x",)})
 
 
 def test_the_teacher_and_the_student_may_have_settings_of_their_own():
@@ -360,8 +360,9 @@ def test_a_student_learns_from_the_teacher_of_its_own_fold(glands, tmp_path):
     for fold, patient in (("fold_0", "0001"), ("fold_1", "0003")):
         student = ModelFolder.read(tmp_path / "lm" / fold / "model").description
         folder = tmp_path / "teacher-deeplabv3" / fold / "model"
-        assert student.training.settings["teacher"] == str(folder)
         taught = ModelFolder.read(folder).description
+        parents = [(parent.role, parent.sha256) for parent in student.training.parents]
+        assert parents == [("teacher", taught.weights.sha256)]
         for description in (student, taught):
             use = {u.split: u.patients for u in description.data}
             assert use["test"] == [patient]

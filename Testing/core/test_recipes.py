@@ -386,7 +386,7 @@ def test_a_teacher_learns_and_a_student_learns_from_it(gland, teacher, tmp_path)
     folder, score = teacher
     assert score > 0.85
     recipe = AffinityRecipe(
-        teacher=str(folder.path), config={"width": 4, "dropout": 0.0}, patch=(1, 32, 32),
+        teachers=(str(folder.path),), config={"width": 4, "dropout": 0.0}, patch=(1, 32, 32),
         batch_size=4, learning_rate=1e-2,
     )  # fmt: skip
     run, (own,) = learnt(recipe, gland, tmp_path / "run", 80)
@@ -402,7 +402,9 @@ def test_a_teacher_learns_and_a_student_learns_from_it(gland, teacher, tmp_path)
 
 
 def test_the_student_learns_by_equation_8_and_the_teacher_never_changes(gland, teacher):
-    recipe = AffinityRecipe(teacher=str(teacher[0].path), config={"width": 4}, patch=(1, 32, 32))
+    recipe = AffinityRecipe(
+        teachers=(str(teacher[0].path),), config={"width": 4}, patch=(1, 32, 32)
+    )
     setup, batch = batch_of(gland, recipe)
     objective = setup.objective.train()
     torch.manual_seed(1)
@@ -429,7 +431,7 @@ def test_the_student_learns_by_equation_8_and_the_teacher_never_changes(gland, t
 
 def test_terms_of_the_distillation_can_be_left_out(gland, teacher):
     recipe = AffinityRecipe(
-        teacher=str(teacher[0].path), config={"width": 4}, patch=(1, 32, 32), kernel_weight=0,
+        teachers=(str(teacher[0].path),), config={"width": 4}, patch=(1, 32, 32), kernel_weight=0,
         affinity_weight=0,
     )  # fmt: skip
     setup, batch = batch_of(gland, recipe)
@@ -440,7 +442,7 @@ def test_terms_of_the_distillation_can_be_left_out(gland, teacher):
 def test_a_student_without_a_fitting_teacher_is_refused(gland, teacher):
     with pytest.raises(SettingError, match="There is no teacher"):
         AffinityRecipe().configured(gland, FACTS)
-    recipe = AffinityRecipe(teacher=str(teacher[0].path))
+    recipe = AffinityRecipe(teachers=(str(teacher[0].path),))
     with pytest.raises(MissingInputError, match="The teacher sees 't2w'"):
         recipe.configured(described({"adc": ADC}), FACTS)
     other = replace(gland, labels={"peripheral zone": 1})

@@ -11,6 +11,8 @@ from medsegcore.cli.ablate import add_ablate
 from medsegcore.cli.console import Console
 from medsegcore.cli.crossvalidate import add_cross_validate
 from medsegcore.cli.dataset import add_dataset
+from medsegcore.cli.distill import add_distill
+from medsegcore.cli.finetune import add_fine_tune
 from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.imaging import Region
 
@@ -45,6 +47,8 @@ def build_app(console: Console) -> typer.Typer:
     _add_train(app, console)
     add_cross_validate(app, console)
     add_ablate(app, console)
+    add_distill(app, console)
+    add_fine_tune(app, console)
     _add_evaluate(app, console)
     _add_demo(app, console)
     _add_worker(app)

@@ -81,7 +81,7 @@ def run_evaluate(console: Console, wanted: Evaluation) -> None:
     )  # fmt: skip
     tables = {name: figures_table(of_method) for name, of_method in rows.items()}
     comparisons = compare({**tables, **others})
-    _show(console, rows, comparisons)
+    show_figures(console, rows, comparisons)
     if wanted.out is not None:
         write_file(wanted.out, figures_csv(rows))
         console.say(f"The figures are in {wanted.out}")
@@ -173,7 +173,7 @@ def _predictions(
     return [*folders]
 
 
-def _show(
+def show_figures(
     console: Console,
     rows: Mapping[str, Sequence["EvaluatedCase"]],
     comparisons: Sequence["Comparison"],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +37,7 @@ def run_train(
             console.say(line)
             console.event("plan", text=line)
         return
-    last = 0.0
-
-    def progress(step: int, loss: float, done: float, left: float | None) -> None:
-        nonlocal last
-        if time.monotonic() - last > 0.5 or done >= 1:
-            last = time.monotonic()
-            console.progress(f"step {step}, loss {loss:.3f}" if console.machine else "train",
-                             round(done, 4), 1, left)  # fmt: skip
-
-    run = train(chosen, data, out, plan, progress)
+    run = train(chosen, data, out, plan, training_progress(console))
     if run is None:
         return
     for note in run.notes:
@@ -60,6 +52,20 @@ def run_train(
         if metric.name.endswith("Dice"):
             console.say(f"{metric.name} {metric.value:.3f}  {metric.case} ({metric.how})")
     console.say(f"The model is in {folder.path}; its card is README.md there.")
+
+
+def training_progress(console: Console) -> Callable[[int, float, float, float | None], None]:
+    """What `train` calls after each step, said twice a second at most."""
+    last = 0.0
+
+    def progress(step: int, loss: float, done: float, left: float | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5 or done >= 1:
+            last = time.monotonic()
+            console.progress(f"step {step}, loss {loss:.3f}" if console.machine else "train",
+                             round(done, 4), 1, left)  # fmt: skip
+
+    return progress
 
 
 def make_recipe(name: str, settings: list[str]) -> "Recipe":

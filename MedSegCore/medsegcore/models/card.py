@@ -1,6 +1,8 @@
 """The model card: README.md of a model folder, generated from model.json alone."""
 
-from medsegcore.models.schema import Metric, ModelDescription
+from collections.abc import Sequence
+
+from medsegcore.models.schema import Metric, ModelDescription, Parent
 
 
 def model_card(description: ModelDescription) -> str:
@@ -87,6 +89,7 @@ def _training(d: ModelDescription) -> list[str]:
         f"{d.training.minutes:.0f} minutes on {d.training.device}, seed {d.training.seed}. "
         f"Network `{d.network.name}` with {config}.",
         "",
+        *_lineage(d.training.parents),
         "| data | used for | cases | patients | licence |",
         "|---|---|---|---|---|",
         *[
@@ -97,6 +100,12 @@ def _training(d: ModelDescription) -> list[str]:
         f"Settings: {settings}.",
         *(f"- {note}" for note in d.training.settings.get("chosen", [])),  # type: ignore[union-attr]
     ]
+
+
+def _lineage(parents: Sequence[Parent]) -> list[str]:
+    said = {"teacher": "Taught by", "start": "Continued from"}
+    lines = [f"- {said[p.role]} `{p.id}` {p.version} (SHA-256 `{p.sha256}`)" for p in parents]
+    return [*lines, ""] if lines else []
 
 
 def _metric_table(metrics: list[Metric]) -> list[str]:

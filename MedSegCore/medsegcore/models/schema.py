@@ -236,8 +236,17 @@ class Timing(Part):
     seconds: float
 
 
+class Parent(Part):
+    """A model that these weights come from: one that taught them, or that they started as."""
+
+    id: Slug
+    version: Version
+    sha256: Sha256
+    role: Literal["teacher", "start"]
+
+
 class TrainingRecord(Part):
-    """How the weights came about."""
+    """How the weights came about; `sha256` of the parents is that of their weights."""
 
     recipe: str
     date: str
@@ -246,6 +255,7 @@ class TrainingRecord(Part):
     device: str
     seed: int
     settings: dict[str, JsonValue]
+    parents: list[Parent] = []
 
 
 class ModelDescription(Part):

@@ -22,7 +22,7 @@ class Row:
         settings: of the recipe; all others are its defaults, or what is given for all rows.
         source: where in the paper.
         after: title of the row whose model of the same fold this one learns from.
-        takes: the setting that gets that model's folder.
+        takes: the setting that gets that model's folder, as one of several.
         drops: a setting that the row leaves out; without it being given, there is no such row.
     """
 
@@ -101,7 +101,7 @@ def _affinity() -> list[Row]:
                               ("affinity_weight", "a"))
             if key not in terms
         }  # fmt: skip
-        rows.append(Row(title, "affinity", {**student, **off}, "table 4", teacher, "teacher"))
+        rows.append(Row(title, "affinity", {**student, **off}, "table 4", teacher, "teachers"))
     return rows
 
 

@@ -57,6 +57,23 @@ class PatchDataset(Dataset):
         return {name: patch[name].contiguous() for name in ("image", "label")}
 
 
+class MixedPatches(Dataset):
+    """New patches, and old ones in their place with a given chance; number n is always the same.
+
+    Args:
+        share: of the old ones, 0..1.
+        seed: of the choice.
+    """
+
+    def __init__(self, new: Dataset, old: Dataset, share: float, seed: int):
+        self.new, self.old, self.share, self.seed = new, old, share, seed
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        # Not the generator of the patch itself, whose first draw would then hang on the choice.
+        drawn = np.random.default_rng([self.seed, n, 1]).random()
+        return (self.old if drawn < self.share else self.new)[n]
+
+
 def _shares(patients: Sequence[str], groups: Sequence[str], group: str) -> np.ndarray:
     """How often each case is drawn for a group: the cases of a patient share what is his."""
     own = [patient for patient, of in zip(patients, groups, strict=True) if of == group]
@@ -93,7 +110,7 @@ class PatchLoader(L.LightningDataModule):
         validation: how many cases there are.
     """
 
-    def __init__(self, patches: PatchDataset, batch_size: int, workers: int, validation: int):
+    def __init__(self, patches: Dataset, batch_size: int, workers: int, validation: int):
         super().__init__()
         self.patches, self.batch_size, self.workers = patches, batch_size, workers
         self.validation = validation

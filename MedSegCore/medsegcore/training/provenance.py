@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from medsegcore.models import DatasetUse
+from medsegcore.models import DatasetUse, WeightsSpec
 from medsegcore.training.cases import Split
 from medsegcore.training.datasets import Case, Dataset
 from medsegcore.training.datasets.sources import SOURCES, combined_terms
@@ -27,6 +27,17 @@ def weights_terms(data: Dataset, training: Sequence[Case]) -> dict[str, str | bo
     if all(site in SOURCES for site in sites):
         license_, commercial_use, _ = combined_terms(sites)
     return {"license": license_, "commercial_use": commercial_use}
+
+
+def joined_terms(weights: Sequence[WeightsSpec]) -> dict[str, str | bool]:
+    """The licence of weights that come from all these: no more is allowed than by each."""
+    licenses = dict.fromkeys(w.license for w in weights)
+    if "not stated" in licenses:
+        return {"license": "not stated", "commercial_use": False}
+    return {
+        "license": ", ".join(licenses),
+        "commercial_use": all(w.commercial_use for w in weights),
+    }
 
 
 def data_use(data: Dataset, split: Split) -> list[DatasetUse]:

@@ -19,7 +19,7 @@ from medsegcore.training.cases import Split, split_cases
 from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.datasets.cache import cache_key, load_cached
 from medsegcore.training.facts import DataFacts, data_facts, label_shares
-from medsegcore.training.patches import PatchDataset
+from medsegcore.training.patches import MixedPatches, PatchDataset
 from medsegcore.training.recipes.base import Objective, Recipe
 
 
@@ -95,7 +95,7 @@ class Setup:
     record: TrainingRecord
     description: ModelDescription
     objective: Objective
-    patches: PatchDataset
+    patches: PatchDataset | MixedPatches
     device: torch.device
     precision: str
 

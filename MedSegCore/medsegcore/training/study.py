@@ -78,7 +78,7 @@ def _taught(row: Row, rows: Sequence[Row], out: Path) -> Callable[[Recipe, Fold]
         if not row.after:
             return recipe
         model = before[row.after] / fold.name / MODEL
-        return replace(recipe, **{row.takes: str(model)})  # type: ignore[arg-type]
+        return replace(recipe, **{row.takes: (str(model),)})  # type: ignore[arg-type]
 
     return of_fold
 

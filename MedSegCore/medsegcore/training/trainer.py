@@ -107,8 +107,18 @@ def train(
     """
     out = Path(out)
     plan.check()
-    _check_start(out, plan.resume)
-    setup = set_up(recipe, data, plan, out / CACHE)
+    check_start(out, plan.resume)
+    return train_setup(set_up(recipe, data, plan, out / CACHE), out, plan, progress, callbacks)
+
+
+def train_setup(
+    setup: Setup,
+    out: Path,
+    plan: Plan,
+    progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> TrainingRun | None:
+    """`train` from where everything is set up."""
     budget = Budget(plan.minutes, plan.steps)
     report = _Report(budget, progress)
     module = SegmentationModule(setup.objective, setup.recipe.optimizer, plan.seed)
@@ -226,7 +236,7 @@ def _keepers(setup: Setup, plan: Plan, out: Path) -> list[Callback]:
     return [*keepers, last]
 
 
-def _check_start(out: Path, resume: bool) -> None:
+def check_start(out: Path, resume: bool) -> None:
     """Refuse what cannot end well before anything is loaded."""
     checkpoint = out / LAST
     if resume and not checkpoint.is_file():
@@ -282,6 +292,7 @@ def _export(
             **({"id": plan.model_id} if plan.model_id else {}),
         }
     )
+    description = setup.recipe.finished(description)
     network = module.objective.network
     return ModelFolder.write(out / MODEL, description, network, replace=plan.resume)
 

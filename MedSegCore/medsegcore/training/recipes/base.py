@@ -170,6 +170,10 @@ class Recipe(ABC):
 
         return load_case(case, description)
 
+    def finished(self, description: "ModelDescription") -> "ModelDescription":
+        """The description as it is written, from one with licence, data and record filled in."""
+        return description
+
     def modality(self, case: "Case") -> str:
         """Which of several unpaired modalities the case is of; "" where there is but one.
 

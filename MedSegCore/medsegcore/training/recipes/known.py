@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medsegcore.errors import MissingInputError
+from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.models import (
     AttentionSpec,
     Code,
@@ -130,6 +130,22 @@ def known_labels(data: "Dataset", threshold: float = 0.5) -> list[Label]:
             )
         )  # fmt: skip
     return labels
+
+
+def check_labels(description: ModelDescription, data: "Dataset") -> None:
+    """Raise SettingError unless the data set has the model's labels, by value and name."""
+    own = {(label.value, plain_name(label.name)) for label in description.labels}
+    raw = {(value, plain_name(name)) for name, value in data.labels.items()}
+    named = known_labels(data)
+    if own not in (raw, {(label.value, plain_name(label.name)) for label in named}):
+        raise SettingError(
+            f"The model's labels are {_names(description.labels)}, the data set's {_names(named)}.",
+            "Name and number the labels of the data set as the model does.",
+        )
+
+
+def _names(labels: Sequence[Label]) -> str:
+    return ", ".join(f"{label.value} {label.name}" for label in labels)
 
 
 def classes_of(data: "Dataset") -> int:

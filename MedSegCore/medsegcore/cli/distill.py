@@ -1,0 +1,70 @@
+"""`medseg distill`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medsegcore.cli.console import Console
+from medsegcore.models import ModelStore
+
+
+def add_distill(app: typer.Typer, console: Console) -> None:
+    """Add `distill` to the commands."""
+
+    @app.command()
+    def distill(
+        teacher: Annotated[
+            list[str],
+            typer.Option(
+                help="Id of a model, or the path of its folder. Given several times, as for the "
+                "folds of one training, the mean of their answers teaches."
+            ),
+        ],
+        data: Annotated[
+            Path, typer.Option(help="nnU-Net raw or Decathlon data set, or a folder of cases.")
+        ],
+        out: Annotated[Path, typer.Option(help="Folder of the run; the model is in its model/.")],
+        student: Annotated[
+            str, typer.Option(help="enet, espnet or erfnet for slices, unet for slices and 3D.")
+        ] = "enet",
+        test: Annotated[
+            list[str] | None, typer.Option(help="Patient to keep for testing; may be repeated.")
+        ] = None,
+        validate: Annotated[
+            list[str] | None,
+            typer.Option(help="Patient to choose the best weights by; may be repeated."),
+        ] = None,
+        minutes: Annotated[float | None, typer.Option(help="Budget in minutes.")] = None,
+        steps: Annotated[int | None, typer.Option(help="Budget in steps.")] = None,
+        setting: Annotated[
+            list[str] | None,
+            typer.Option("--set", help='Setting, e.g. config={"width":8}; may be repeated.'),
+        ] = None,
+        device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
+        precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+        seed: Annotated[int, typer.Option(help="Of weights and patches.")] = 1,
+        workers: Annotated[int, typer.Option(help="Processes that make patches.")] = 1,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+        ] = False,
+        label: Annotated[str, typer.Option(help="Masks' name in a folder of cases.")] = "lesion",
+        model_id: Annotated[
+            str | None,
+            typer.Option("--id", help="Id of the new model; by the teacher's if absent."),
+        ] = None,
+    ) -> None:
+        """Teach a small model by one or several large ones, measure it, and write its folder."""
+        from medsegcore.cli.train import run_train
+
+        paths = [str(ModelStore().find(model).path) for model in teacher]
+        settings = [f"teachers={json.dumps(paths)}", f"architecture={student}", *(setting or [])]
+        run_train(
+            console, "distill", settings, data, out, dry_run,
+            {
+                "test": test or [], "validation": validate or [], "minutes": minutes,
+                "steps": steps, "device": device, "precision": precision, "seed": seed,
+                "workers": workers, "label": label, "model_id": model_id,
+            },
+        )  # fmt: skip
