@@ -1,6 +1,7 @@
 """Ablations: each row is what its paper says, and the tables are what its cases say."""
 
 import csv
+import json
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -61,7 +62,9 @@ def teacher(tmp_path_factory):
     """The model folder of a teacher that knows nothing."""
     recipe = row_recipe(ABLATIONS["affinity"][0], SMALL["affinity"])
     recipe, _ = recipe.configured(empty("affinity"), FACTS)
-    description = recipe.description(empty("affinity"), RECORD)
+    settings = {"recipe": recipe.name, "settings": json.loads(json.dumps(asdict(recipe)))}
+    record = RECORD.model_copy(update=settings)
+    description = recipe.description(empty("affinity"), record)
     folder = tmp_path_factory.mktemp("teacher") / "model"
     return str(ModelFolder.write(folder, description, recipe.network(description)).path)
 

@@ -77,7 +77,7 @@ def test_a_cache_that_cannot_be_written_says_so(case, tmp_path):
 
 
 def test_the_key_follows_the_files_and_the_preparation_and_nothing_else(case):
-    description = RSANetRecipe().description(RECORD)
+    description = RSANetRecipe().description(read_dataset(case.label.parents[1]), RECORD)
     key = cache_key(description, case)
     assert key == cache_key(description.model_copy(update={"title": "another"}), case)
     coarser = description.grid.model_copy(update={"spacing": (1.0, 1.0, 2.0)})
