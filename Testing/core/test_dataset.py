@@ -64,6 +64,15 @@ def test_a_folder_of_cases_is_read_with_what_is_known_of_its_source(ms_cases):
     assert list(read_dataset(ms_cases, keys=["t1"]).cases[0].images) == ["t1"]
 
 
+def test_names_of_files_become_keys_and_a_missing_folder_is_told(ms_cases, tmp_path):
+    shutil.copytree(ms_cases, tmp_path / "own")
+    for file in tmp_path.rglob("flair.nii.gz"):
+        file.rename(file.with_name("T2-FLAIR 3D.nii.gz"))
+    assert set(read_dataset(tmp_path / "own").channels) == {"t1", "t2", "t2_flair_3d"}
+    with pytest.raises(MissingInputError, match="There is no folder"):
+        read_dataset(tmp_path / "other")
+
+
 def test_masks_of_other_kinds_are_no_channels(shared_data):
     dataset = read_dataset(shared_data / "prostate", label="prostate")
     assert set(dataset.channels) == {"adc", "hbv", "t2w"}

@@ -42,7 +42,7 @@ def findings(root, folds=()):
     return [(f.severity, f.case, f.text) for f in report.findings]
 
 
-SOUND = [("note", "", "The optional channel 't2' is missing in 1 of 3 cases.")]
+SOUND = [("note", "", "The optional channel 't2' is missing in 1 of 3 cases: b.")]
 
 
 def test_sound_data_have_no_errors_and_their_volumes_are_right(root):
@@ -160,6 +160,33 @@ def test_units_that_the_values_contradict_are_found(root):
     assert any("'flair' is to be in 1e-6 mm2/s" in text for text in found)
 
 
+@pytest.fixture
+def folders(ms_cases, tmp_path):
+    """A folder of cases that a test may spoil."""
+    shutil.copytree(ms_cases, tmp_path / "own")
+    return tmp_path / "own"
+
+
+def test_a_mask_of_255_is_the_label_and_several_values_are_warned_of(folders):
+    before = read_image(folders / "a_1" / "lesion.nii.gz").array > 0
+    change(folders / "a_1" / "lesion.nii.gz", lambda i: i.with_array((i.array > 0) * np.int16(255)))
+    change(folders / "b" / "lesion.nii.gz", lambda i: i.with_array(i.array * (np.arange(
+        i.array.shape[2]) % 2 + 1)))  # fmt: skip
+    report = check_dataset(read_dataset(folders))
+    found = {(f.severity, f.case): f.text for f in report.findings}
+    assert "values 255: all above 0 is 'lesion'" in found["note", "a_1"]
+    assert "dataset.json" in found["warning", "b"]
+    assert report.cases[0].volumes_ml["lesion"] == pytest.approx(before.sum() / 1000, rel=0.02)
+
+
+def test_folders_that_are_left_out_and_a_lone_patient_are_told(folders):
+    assert not [text for _, _, text in findings(folders) if "left out" in text or "one" in text]
+    (folders / "b" / "lesion.nii.gz").unlink()
+    warnings = [text for severity, _, text in findings(folders) if severity == "warning"]
+    assert "1 folder with images but without the label left out: b." in warnings
+    assert any("All cases are of one patient, 'a'" in text for text in warnings)
+
+
 def test_tilt_and_intensities_by_hand(ms_images):
     grid = ms_images["flair"].grid
     assert tilt_degrees(grid) == pytest.approx(0.0, abs=0.1)
@@ -180,7 +207,7 @@ def test_the_command_converts_checks_and_draws_every_case(root, tmp_path, capsys
     report = json.loads((out / "report.json").read_text())
     assert [case["picture"] for case in report["cases"]] == ["a_1.png", "a_2.png", "b.png"]
     text = (out / "report.md").read_text()
-    assert "3 cases of 2 patients from 1 sites; 0 errors, 0 warnings, 1 notes." in text
+    assert "3 cases of 2 patients from 1 site; 0 errors, 0 warnings, 1 note." in text
     assert "![a_1](a_1.png)" in text
     picture = np.asarray(Picture.open(out / "a_1.png").convert("RGB")).astype(int)
     # The outline's orange, which gray images do not have.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from medsegcore.cli import main
-from medsegcore.errors import DatasetError, MissingInputError
+from medsegcore.errors import DatasetError, MissingInputError, OutputError
 from medsegcore.imaging import Image, read_grid, read_image, write_image
 from medsegcore.inference import Predictor
 from medsegcore.inference.preprocess import with_neighbours
@@ -248,6 +248,12 @@ def test_training_stops_when_validation_no_longer_improves(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(data, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be made"):
+        train(UNetRecipe(), data, tmp_path / "file" / "run", Plan(steps=1))
+
+
 def test_several_labels_are_learnt_and_described(glioma, tmp_path):
     plan = Plan(test=["case1"], steps=2, **CPU)
     run = train(dataclasses.replace(FLAT, neighbours=1), glioma, tmp_path / "r", plan)

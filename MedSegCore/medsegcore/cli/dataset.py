@@ -111,12 +111,13 @@ def check_folder(
         console.event(
             "finding", severity=finding.severity, case=finding.case, text=finding.text
         )  # fmt: skip
-    console.table(
-        f"{dataset.title}: {len(report.cases)} cases of {len(dataset.patients)} patients from "
-        f"{len(dataset.sites)} sites",
-        ["severity", "case", "finding"],
-        [[f.severity, f.case or "all", f.text] for f in report.findings],
-    )
+    console.say(f"{dataset.title}: {report.size}; {report.counts}.")
+    if report.findings:
+        console.table(
+            "Findings",
+            ["severity", "case", "finding"],
+            [[f.severity, f.case or "all", f.text] for f in report.findings],
+        )
     if split:
         console.event("folds", folds=split)
         console.table(

@@ -249,6 +249,12 @@ def check_start(out: Path, resume: bool) -> None:
         )
     if not resume and (out / MODEL).exists():
         raise OutputError(f"'{out / MODEL}' exists already.", "Choose another folder.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"'{out}' cannot be made: {error.strerror}.", "Choose another folder."
+        ) from error
 
 
 def _steps_done(checkpoint: Path) -> int:

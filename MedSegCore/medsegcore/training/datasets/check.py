@@ -84,6 +84,25 @@ class Report:
         """How many findings of that severity there are."""
         return sum(finding.severity == severity for finding in self.findings)
 
+    @property
+    def size(self) -> str:
+        """E.g. "3 cases of 2 patients from 1 site"."""
+        patients = len({case.patient for case in self.cases})
+        return (
+            f"{counted(len(self.cases), 'case')} of {counted(patients, 'patient')} from "
+            f"{counted(len(self.dataset.sites), 'site')}"
+        )
+
+    @property
+    def counts(self) -> str:
+        """E.g. "0 errors, 1 warning, 2 notes"."""
+        return ", ".join(counted(self.count(severity), severity) for severity in SEVERITIES)
+
+
+def counted(number: int, what: str) -> str:
+    """E.g. "1 case", "3 cases"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
 
 def check_dataset(
     dataset: Dataset,
@@ -135,6 +154,11 @@ def intensities(image: Image) -> Intensities:
         not_finite=missing,
         constant=bool(finite.min() == finite.max()),
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few."""
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 class _Checks:
@@ -191,10 +215,9 @@ class _Checks:
             self.say("error", case.id, error.message)
             return None
         values = {float(v) for v in np.unique(label.array)}
-        known = {0, *self.dataset.labels.values()}
-        if values - known:
-            listed = ", ".join(f"{v:g}" for v in sorted(values - known)[:8])
-            self.say("error", case.id, f"The label has values that are not declared: {listed}.")
+        self._values(case, values)
+        if not self.dataset.declared:
+            label = label.with_array((label.array > 0).astype(np.uint8))
         if not values - {0}:
             self.say("warning", case.id, "The label is empty.")
         if images and not any(
@@ -208,6 +231,22 @@ class _Checks:
                 f"{shared:.0%} of the field of view.",
             )
         return label
+
+    def _values(self, case: Case, values: set[float]) -> None:
+        others = values - {0, *self.dataset.labels.values()}
+        if not others:
+            return
+        listed = ", ".join(f"{v:g}" for v in sorted(others)[:8])
+        if self.dataset.declared:
+            self.say("error", case.id, f"The label has values that are not declared: {listed}.")
+            return
+        (name,) = self.dataset.labels
+        self.say(
+            "note" if len(values - {0}) == 1 else "warning",
+            case.id,
+            f"The label has the values {listed}: all above 0 is '{name}'. To tell several labels "
+            "apart, name their values in a dataset.json.",
+        )
 
     def _intensities(self, case: Case, key: str, image: Image) -> Intensities:
         found = intensities(image)
@@ -297,14 +336,31 @@ class _Checks:
 
     def _compare_presence(self) -> None:
         for key, channel in self.dataset.channels.items():
-            missing = sum(key not in case.images for case in self.dataset.cases)
+            missing = [case.id for case in self.dataset.cases if key not in case.images]
             if missing and not channel.required:
                 self.say(
                     "note",
                     "",
-                    f"The optional channel '{key}' is missing in {missing} of "
-                    f"{len(self.dataset.cases)} cases.",
+                    f"The optional channel '{key}' is missing in {len(missing)} of "
+                    f"{len(self.dataset.cases)} cases: {_some(missing)}.",
                 )
+        if self.dataset.left_out:
+            self.say(
+                "warning",
+                "",
+                f"{counted(len(self.dataset.left_out), 'folder')} with images but without the "
+                f"label left out: {_some(self.dataset.left_out)}.",
+            )
+        if len(self.dataset.patients) == 1:
+            hint = "" if self.dataset.declared else (
+                " The patient is what stands before the first '_' of a folder's name."
+            )  # fmt: skip
+            self.say(
+                "warning",
+                "",
+                f"All cases are of one patient, '{self.dataset.patients[0]}': none is left to "
+                f"validate or test on.{hint}",
+            )
         for name in self.dataset.labels:
             if not any(case.volumes_ml.get(name) for case in self.cases):
                 self.say("warning", "", f"The label '{name}' is in no case.")

@@ -5,7 +5,8 @@ Three forms on disk, told apart by themselves:
 - nnU-Net's raw form (its version 2): `dataset.json` with `channel_names`, `imagesTr`, `labelsTr`,
   and optionally `imagesTs`, `labelsTs`;
 - the Medical Segmentation Decathlon's: `dataset.json` with `modality` and 4-D images;
-- a folder of cases: `<key>.nii.gz` beside `<label>.nii.gz`, one folder per visit.
+- a folder of cases: `<key>.nii.gz` beside `<label>.nii.gz`, one folder per visit; all that is not
+  0 is the label.
 
 An optional part "medseg" of either `dataset.json` says what those forms have no place for
 (`MedSegPart`).
@@ -76,6 +77,8 @@ class Dataset:
         test: those that the data set itself keeps for testing.
         license, citation, commercial_use, url: "not stated" and False where nothing is said.
         problems: sentences about files that are missing (only when read with `strict` False).
+        left_out: folders of cases with images but without the mask.
+        declared: whether the data set itself says its labels' values; a folder of cases does not.
     """
 
     name: str
@@ -89,6 +92,8 @@ class Dataset:
     commercial_use: bool = False
     url: str = ""
     problems: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    declared: bool = True
 
     @property
     def patients(self) -> list[str]:
@@ -188,6 +193,8 @@ def read_dataset(
         DatasetError: a dataset.json that cannot be used; files that it promises are missing.
     """
     path = Path(path)
+    if not path.is_dir():
+        raise MissingInputError(f"There is no folder '{path}'.", "Give the data set's folder.")
     if not (path / DATASET_FILE).is_file():
         return _from_folders(path, label, keys)
     content = _json(path / DATASET_FILE)
@@ -238,28 +245,44 @@ def _from_folders(path: Path, label: str, keys: Sequence[str] | None) -> Dataset
     cases = []
     for mask in sorted(path.rglob(f"{label}.nii.gz")):
         folder = mask.parent
-        files = {f.name.removesuffix(".nii.gz"): f for f in sorted(folder.glob("*.nii.gz"))}
-        chosen = keys if keys is not None else [name for name in files if not _is_mask(name)]
-        images = {key: files[key] for key in chosen if key in files and key != label}
+        files = _images_of(folder, label)
+        chosen = keys if keys is not None else files
+        images = {key: files[key] for key in chosen if key in files}
         if images:
             patient = folder.name.split("_")[0]
             cases.append(Case(folder.name, patient, folder.parent.name, images, mask))
     if not cases:
-        images_named = ", ".join(f"{key}.nii.gz" for key in keys or ["its images"])
+        images_named = ", ".join(f"{key}.nii.gz" for key in keys or ["t1", "flair"])
         raise MissingInputError(
             f"There is no case with a '{label}.nii.gz' under '{path}'.",
-            f"Each case is a folder with {images_named} and {label}.nii.gz.",
+            f"Each case is a folder with images, such as {images_named}, and {label}.nii.gz; "
+            "--label names the masks when they are called otherwise.",
         )
     names = keys or sorted({key for case in cases for key in case.images})
     channels = {
         key: replace(_channel(key), required=all(key in case.images for case in cases))
         for key in names
     }
+    labelled = {case.images[key].parent for case in cases for key in case.images}
+    others = {file.parent for file in path.rglob("*.nii.gz")} - labelled
+    left_out = sorted(folder.name for folder in others if {*names} & {*_images_of(folder, label)})
     license_, commercial_use, citation = combined_terms([case.site for case in cases])
     return Dataset(
         path.name, path.name, channels, {label: 1}, cases,
         license=license_, citation=citation, commercial_use=commercial_use,
+        left_out=tuple(left_out), declared=False,
     )  # fmt: skip
+
+
+def _images_of(folder: Path, label: str) -> dict[str, Path]:
+    """Files by channel key, without those that are masks by their name."""
+    names = {file.name.removesuffix(".nii.gz"): file for file in sorted(folder.glob("*.nii.gz"))}
+    return {_key(n): file for n, file in names.items() if n != label and not _is_mask(n)}
+
+
+def _key(name: str) -> str:
+    """A channel's key from its name, e.g. "t2_flair" from "T2-FLAIR"."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def _is_mask(name: str) -> bool:
@@ -284,7 +307,7 @@ def _channels(names: dict[str, str], part: MedSegPart, folder: Path) -> dict[str
     found: dict[str, Channel] = {}
     for _, name in sorted(names.items(), key=lambda item: int(item[0])):
         channel = _channel(name)
-        key = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+        key = _key(name)
         if name in part.channels:
             facts = part.channels[name]
             key, channel = facts.key, Channel(name, facts.modality, facts.units)

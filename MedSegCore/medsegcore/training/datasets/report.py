@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medsegcore.files import write_file
-from medsegcore.training.datasets.check import SEVERITIES, CaseSummary, Report
+from medsegcore.training.datasets.check import CaseSummary, Report
 
 JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
 
@@ -39,12 +39,9 @@ def write_report(report: Report, folder: Path) -> None:
 
 def _markdown(report: Report) -> str:
     dataset = report.dataset
-    counts = ", ".join(f"{report.count(severity)} {severity}s" for severity in SEVERITIES)
-    patients = len({case.patient for case in report.cases})
     lines = [
         f"# {dataset.title}", "",
-        f"{len(report.cases)} cases of {patients} patients from {len(dataset.sites)} sites; "
-        f"{counts}.", "",
+        f"{report.size}; {report.counts}.", "",
         f"Licence: {dataset.license}; commercial use {'' if dataset.commercial_use else 'not '}"
         f"allowed. Citation: {dataset.citation}", "",
         "## Findings", "",
