@@ -389,7 +389,12 @@ def _lastWords(log: str, error: str) -> str:
 
 def _advices() -> tuple[tuple[str, str, str], ...]:
     """What to do, and by which button, by what pip and Python say; the last fits everything."""
+    network = _(
+        "Check the network and the proxy (HTTPS_PROXY), or install from a folder of wheels."
+    )
     return (
+        # Older pips call this a ProxyError as well.
+        (r"Cannot connect to proxy.*NewConnectionError", network, WHEELS),
         (r"ProxyError|Tunnel connection failed|\b407\b",
          _("Set HTTPS_PROXY to your proxy before Slicer starts, or install from a folder of "
            "wheels."), WHEELS),
@@ -398,8 +403,7 @@ def _advices() -> tuple[tuple[str, str, str], ...]:
            "a folder of wheels."), WHEELS),
         (r"Failed to establish a new connection|NameResolutionError|name resolution|getaddrinfo|"
          r"NewConnectionError|Network is unreachable|Connection refused|timed out|Max retries",
-         _("Check the network and the proxy (HTTPS_PROXY), or install from a folder of wheels."),
-         WHEELS),
+         network, WHEELS),
         (r"No space left on device|\[Errno 28\]|not enough space",
          _("Free some space on that disk and install again."), AGAIN),
         (r"ResolutionImpossible|conflicting dependencies",

@@ -45,9 +45,7 @@ def images(shape: tuple[int, int, int] | None) -> dict:
 def panel() -> Iterator[tuple]:
     """The host and MedSeg's panel."""
     from host import Host
-    from host.sampledata import sampleData
 
-    sys.modules["SampleData"] = sampleData()
     with tempfile.TemporaryDirectory() as folder, Host() as host:
         os.environ["XDG_DATA_HOME"] = folder
         host.addPythonSlicer()

@@ -316,7 +316,7 @@ def test_a_study_goes_on_row_by_row_and_keeps_the_matrices_of_what_was_distilled
 
     with pytest.raises(Stopped):
         run(progress)
-    assert "1 of 2 rows" in (tmp_path / "results.md").read_text()
+    assert "1 of 2 rows" in (tmp_path / "results.md").read_text(encoding="utf-8")
     done = [tmp_path / "joint" / "fold_0", tmp_path / "joint" / "fold_1", tmp_path / "ours/fold_0"]
     before = [(folder / "figures.csv").stat().st_mtime_ns for folder in done]
     found = run()
@@ -324,7 +324,7 @@ def test_a_study_goes_on_row_by_row_and_keeps_the_matrices_of_what_was_distilled
     assert {title: len(rows) for title, rows in found.items()} == {"Joint": 4, "Ours": 4}
     keys = [(row.fold, row.case) for row in found["Joint"]]
     assert [(row.fold, row.case) for row in found["Ours"]] == keys
-    text = (tmp_path / "results.md").read_text()
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "2 of 2 rows" in text
     assert "images ct" in text
     with (tmp_path / "figures.csv").open(newline="") as file:
@@ -344,7 +344,9 @@ def test_a_study_goes_on_row_by_row_and_keeps_the_matrices_of_what_was_distilled
             assert q.shape == (2, 2)
             np.testing.assert_allclose(q.sum(axis=1), 1, atol=1e-5)
     assert not np.allclose(matrices[1]["ct"], matrices[4]["ct"])
-    assert "ct, step 4" in (tmp_path / "ours" / "fold_0" / "knowledge.svg").read_text()
+    assert "ct, step 4" in (tmp_path / "ours" / "fold_0" / "knowledge.svg").read_text(
+        encoding="utf-8"
+    )
     assert (tmp_path / "boxes.svg").is_file()
 
 

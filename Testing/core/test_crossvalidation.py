@@ -115,7 +115,7 @@ def test_every_case_is_measured_by_a_model_that_never_saw_its_patient(whole, dat
         figures = {m.name: m.value for m in description.metrics if m.case == row.case}
         assert figures["Dice"] == values([row], "Dice")[0]
         assert row.images == "flair"
-    facts = json.loads((out / "experiment.json").read_text())
+    facts = json.loads((out / "experiment.json").read_text(encoding="utf-8"))
     assert facts["folds"] == {fold.name: fold.test for fold in make_folds(data, 2)}
 
 
@@ -124,7 +124,7 @@ def test_the_summary_is_what_the_figures_of_the_cases_say(whole):
     with (out / "figures.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     dice = np.array([float(line["Dice"]) for line in lines])
-    text = (out / "summary.md").read_text()
+    text = (out / "summary.md").read_text(encoding="utf-8")
     assert f"| Dice | {dice.mean():.3g} ± {dice.std(ddof=1):.2g} (n 3) |" in text
     volumes = [(float(line["volume [ml]"]), float(line["reference volume [ml]"])) for line in lines]
     both = sum(d * sum(v) / 2 for d, v in zip(dice, volumes, strict=True))
@@ -164,10 +164,10 @@ def test_its_plots_have_the_curve_of_each_fold(whole):
     curve = read_curve(out / "fold_0", "loss")
     assert list(curve) == [9, 19]
     assert all(np.isfinite(value) for value in curve.values())
-    drawn = (out / "curves.svg").read_text()
+    drawn = (out / "curves.svg").read_text(encoding="utf-8")
     assert "fold_0" in drawn
     assert "fold_1" in drawn
-    assert (out / "boxes.svg").read_text().count("<svg") == 1
+    assert (out / "boxes.svg").read_text(encoding="utf-8").count("<svg") == 1
 
 
 def test_progress_runs_over_all_folds_and_tells_the_time_left(whole):
@@ -255,7 +255,7 @@ def test_another_experiment_in_the_same_folder_is_refused(whole, data, tmp_path)
         cross_validate(replace(TINY, width=8), data, 2, PLAN, out)
     with pytest.raises(SettingError, match="with other steps"):
         cross_validate(TINY, data, 2, replace(PLAN, steps=21), out)
-    facts = json.loads((out / "experiment.json").read_text())
+    facts = json.loads((out / "experiment.json").read_text(encoding="utf-8"))
     facts["folds"]["fold_0"], facts["folds"]["fold_1"] = (
         facts["folds"]["fold_1"], facts["folds"]["fold_0"]
     )  # fmt: skip

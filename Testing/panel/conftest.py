@@ -12,12 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 @pytest.fixture
-def host(monkeypatch):
+def host():
     """The application with its window and an empty scene."""
     from host import Host
-    from host.sampledata import sampleData
 
-    monkeypatch.setitem(sys.modules, "SampleData", sampleData())
     with Host() as running:
         yield running
         running.wait(0)

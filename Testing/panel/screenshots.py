@@ -15,7 +15,6 @@ sys.path[:0] = [str(PROJECT / "SlicerMedSeg"), str(Path(__file__).resolve().pare
 import slicer  # noqa: E402
 from host import Host  # noqa: E402
 from host.conversion import unwrap  # noqa: E402
-from host.sampledata import sampleData  # noqa: E402
 from PIL import Image  # noqa: E402
 
 SIZE = (1360, 860)
@@ -156,7 +155,6 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else PROJECT / "Screenshots"
     with tempfile.TemporaryDirectory() as own, Host(panelWidth=PANEL, size=SIZE) as host:
         os.environ["XDG_DATA_HOME"] = own
-        sys.modules["SampleData"] = sampleData()
         host.addPythonSlicer()
         host.openModule(PROJECT / "SlicerMedSeg" / "SlicerMedSeg.py")
         Tutorial(host, folder).steps()

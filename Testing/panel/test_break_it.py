@@ -5,7 +5,6 @@ import gc
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from pathlib import Path
 
@@ -273,9 +272,7 @@ def test_a_module_reloaded_with_everything_on_leaves_nothing_of_the_old_panel(ho
 def life(monkeypatch, tmp_path):
     """Opens one application after the other, each with the panel; gives its hand."""
     from host import Host
-    from host.sampledata import sampleData
 
-    monkeypatch.setitem(sys.modules, "SampleData", sampleData())
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 

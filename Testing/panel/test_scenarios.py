@@ -18,11 +18,9 @@ NAMES = (
 def application(tmp_path_factory):
     """One life of the application for all scenarios, as they have it in the self-test."""
     from host import Host
-    from host.sampledata import sampleData
 
     folder = tmp_path_factory.mktemp("application")
     with pytest.MonkeyPatch.context() as patch, Host() as host:
-        patch.setitem(sys.modules, "SampleData", sampleData())
         patch.setenv("XDG_DATA_HOME", str(folder))
         patch.setattr(tempfile, "tempdir", str(folder))
         host.addPythonSlicer()

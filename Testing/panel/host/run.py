@@ -21,6 +21,7 @@ from .mrmlwidgets import wrappers
 from .packaging import packagingModule
 from .pythonqt import classFor, wrap
 from .qtmodule import qt, settingsFiles
+from .sampledata import sampleData
 
 _SLICER_NAMES = (
     "app", "qMRMLWidget", "qSlicerScriptedLoadableModule", "qSlicerScriptedLoadableModuleWidget",
@@ -129,6 +130,7 @@ class Host:
         for exported in parameternode.EXPORTED:
             setattr(wrapper, exported.__name__, exported)
         self._installed = {"qt": qt, "ctk": ctk}
+        self._installed["SampleData"] = sampleData()
         for module in (i18n, base, wrapper, packagingModule()):
             self._installed[module.__name__] = module
             setattr(slicer, module.__name__.split(".")[1], module)
