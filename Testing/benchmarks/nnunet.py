@@ -92,7 +92,7 @@ def plan(memory_gb: float, configuration: str) -> dict:
     plan_experiments([1], gpu_memory_target_in_gb=memory_gb)
     preprocess([1], configurations=(configuration,), num_processes=(1,))
     folder = Path(str(nnUNet_preprocessed)) / DATASET
-    return json.loads((folder / "nnUNetPlans.json").read_text())
+    return json.loads((folder / "nnUNetPlans.json").read_text(encoding="utf-8"))
 
 
 def train(plans: dict, configuration: str, minutes: float, work: Path) -> int:
@@ -107,7 +107,7 @@ def train(plans: dict, configuration: str, minutes: float, work: Path) -> int:
         tree = [process, *process.children(recursive=True)]
         return sum(sum(p.cpu_times()[:2]) for p in tree if p.is_running())
 
-    dataset = json.loads((work / "raw" / DATASET / "dataset.json").read_text())
+    dataset = json.loads((work / "raw" / DATASET / "dataset.json").read_text(encoding="utf-8"))
     trainer = nnUNetTrainer(
         {**plans, "continue_training": False}, configuration, "all", dataset, torch.device("cpu")
     )

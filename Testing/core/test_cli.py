@@ -94,7 +94,7 @@ def test_evaluate_measures_a_case(ms_case_dir, tmp_path, capsys):
     (case,) = [e for e in events(capsys.readouterr().out) if e["event"] == "case"]
     assert case["figures"]["Dice"] > 0.7
     assert 0.6 < case["figures"]["best threshold Dice"] < 0.7
-    assert out.read_text().startswith("case,Dice,")
+    assert out.read_text(encoding="utf-8").startswith("case,Dice,")
     code = main(["evaluate", "--model", "ms-lesion-rsanet", "--data", str(ms_case_dir.parent),
                  "--threshold", "MS lesion=0.9", "--device", "cpu", "--json"])  # fmt: skip
     assert code == 0
@@ -112,7 +112,7 @@ def test_train_writes_a_measured_model_that_predicts(ms_cases, ms_case_dir, tmp_
     seen = events(capsys.readouterr().out)
     assert code == 0, seen[-1]
     assert seen[-1] == {"event": "result", "folder": str(tmp_path / "run" / "model")}
-    content = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
+    content = json.loads((tmp_path / "run" / "model" / "model.json").read_text(encoding="utf-8"))
     assert content["id"] == "mine"
     assert "Never looked at." in content["limits"]
     dice = {m["case"]: m["value"] for m in content["metrics"] if m["name"] == "Dice"}

@@ -103,7 +103,7 @@ def test_nnunets_list_of_files_and_its_test_cases_are_read(ms_cases, tmp_path):
     root = raw_copy(ms_cases, tmp_path / "d")
     (root / "imagesTr").rename(root / "imagesTs")
     (root / "labelsTr").rename(root / "labelsTs")
-    content = json.loads((root / "dataset.json").read_text())
+    content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     content["dataset"] = {
         "one": {
             "images": [str(ms_cases / "a_1" / f"{key}.nii.gz") for key in ("t1", "t2", "flair")],

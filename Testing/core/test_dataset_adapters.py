@@ -349,6 +349,6 @@ def test_the_development_data_become_data_sets(
         first = next(iter(case.images.values()))
         assert label.grid.same_as(read_image(first).grid, tolerance_mm=0.01)
     assert found == values
-    content = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    content = json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))
     assert content["medseg"]["citation"] == ADAPTERS[name].source.citation
     assert read_dataset(tmp_path / "out") == dataset

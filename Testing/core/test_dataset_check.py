@@ -89,7 +89,7 @@ def test_what_is_wrong_with_one_image_is_found(root, file, make, severity, words
 
 
 def test_voxels_that_are_no_numbers_are_counted(root):
-    content = json.loads((root / "dataset.json").read_text())
+    content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     content["file_ending"] = ".mha"
     (root / "dataset.json").write_text(json.dumps(content))
     for file in root.glob("*/*.nii.gz"):
@@ -141,7 +141,7 @@ def test_a_patient_in_two_folds_or_parts_is_found(root):
     assert ("error", "", "The patient 'a' is in the folds 0 and 1.") in found
     assert ("warning", "", "The patient 'b' is in no fold.") in found
     (root / "imagesTs").mkdir()
-    content = json.loads((root / "dataset.json").read_text())
+    content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     content["medseg"]["patients"]["x"] = "a"
     (root / "dataset.json").write_text(json.dumps(content))
     for n in (0, 2):
@@ -151,7 +151,7 @@ def test_a_patient_in_two_folds_or_parts_is_found(root):
 
 
 def test_units_that_the_values_contradict_are_found(root):
-    content = json.loads((root / "dataset.json").read_text())
+    content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     content["medseg"]["channels"]["T1"]["units"] = "HU"
     content["medseg"]["channels"]["FLAIR"]["units"] = "1e-6 mm2/s"
     (root / "dataset.json").write_text(json.dumps(content))
@@ -204,9 +204,9 @@ def test_the_command_converts_checks_and_draws_every_case(root, tmp_path, capsys
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert events[-1] == {"event": "result", "errors": 0, "warnings": 0, "notes": 1}
     assert {"event": "folds", "folds": [["a"], ["b"]]} in events
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert [case["picture"] for case in report["cases"]] == ["a_1.png", "a_2.png", "b.png"]
-    text = (out / "report.md").read_text()
+    text = (out / "report.md").read_text(encoding="utf-8")
     assert "3 cases of 2 patients from 1 site; 0 errors, 0 warnings, 1 note." in text
     assert "![a_1](a_1.png)" in text
     picture = np.asarray(Picture.open(out / "a_1.png").convert("RGB")).astype(int)

@@ -135,6 +135,6 @@ def test_another_file_is_no_evaluation(tmp_path):
 
 def test_a_file_of_several_models_is_refused(rows, tmp_path):
     (tmp_path / "x.csv").write_text(figures_csv({"a": rows, "b": rows}))
-    assert (tmp_path / "x.csv").read_text().startswith("model,case,Dice,")
+    assert (tmp_path / "x.csv").read_text(encoding="utf-8").startswith("model,case,Dice,")
     with pytest.raises(UnreadableImageError, match="no figures of one evaluation"):
         read_figures(tmp_path / "x.csv")

@@ -183,7 +183,7 @@ def test_the_new_version_says_what_it_comes_from(model, known, guarded):
     assert f"Continued from `known-unet` 1.0.0 (SHA-256 `{old.weights.sha256}`)" in card
     assert "Since version 1.0.0: Trained on 1 cases" in card
     guarded.folder.verify()
-    assert str(model.path) not in (guarded.folder.path / "model.json").read_text()
+    assert str(model.path) not in (guarded.folder.path / "model.json").read_text(encoding="utf-8")
 
 
 def test_the_new_version_can_be_tuned_again(guarded, known):
@@ -223,7 +223,7 @@ def test_one_command_writes_a_version_and_compares_it_with_the_old_one(
     assert main(["fine-tune", *arguments]) == 0, capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in model.path.iterdir()} == before
     for report, case in (("new_cases", "10000_1000000"), ("old_cases", "ProstateX-0001")):
-        html = (out / f"{report}.html").read_text()
+        html = (out / f"{report}.html").read_text(encoding="utf-8")
         assert "known-unet 1.0.0" in html
         assert "known-unet 1.1.0" in html
         assert case in html

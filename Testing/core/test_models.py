@@ -24,7 +24,7 @@ from medsegcore.networks import create_network
 
 
 def rewrite(folder: ModelFolder, change) -> None:
-    content = json.loads((folder.path / "model.json").read_text())
+    content = json.loads((folder.path / "model.json").read_text(encoding="utf-8"))
     change(content)
     (folder.path / "model.json").write_text(json.dumps(content))
 
@@ -33,7 +33,9 @@ def test_the_shipped_model_is_sound_small_and_half_precision(shipped_model):
     shipped_model.verify()
     assert shipped_model.description.weights.dtype == "float16"
     assert shipped_model.weights_path.stat().st_size <= 8_000_000
-    assert (shipped_model.path / "README.md").read_text() == model_card(shipped_model.description)
+    assert (shipped_model.path / "README.md").read_text(encoding="utf-8") == model_card(
+        shipped_model.description
+    )
 
 
 def test_the_shipped_model_says_that_patient19_was_not_trained_on(shipped_model):

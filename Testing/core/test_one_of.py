@@ -138,7 +138,7 @@ def test_the_command_line_takes_either_image(ct_or_mr_model, abdomen, answers, t
     out = tmp_path / "r"
     assert main(["predict", "--model", model, "--mr", str(file), "--out", str(out),
                  "--device", "cpu", "--json"]) == 0  # fmt: skip
-    result = json.loads((out / "result.json").read_text())
+    result = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert list(result["provenance"]["inputs"]) == ["mr"]
     capsys.readouterr()
     assert main(["predict", "--model", model, "--mr", str(file), "--ct", str(file),

@@ -99,7 +99,7 @@ def test_a_higher_threshold_shrinks_the_answer_and_nothing_else(ms_result, ms_im
 
 def test_nothing_that_names_a_patient_or_a_path_is_written(ms_result, tmp_path):
     ms_result.save(tmp_path / "r")
-    text = (tmp_path / "r" / "result.json").read_text()
+    text = (tmp_path / "r" / "result.json").read_text(encoding="utf-8")
     assert "patient" not in text.lower()
     assert str(tmp_path) not in text
     assert json.loads(text)["provenance"]["model"]["id"] == "ms-lesion-rsanet"

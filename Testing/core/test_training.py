@@ -247,7 +247,7 @@ def test_a_training_ends_with_its_minutes_and_writes_a_sound_model(ms_cases, tmp
     run = train(SMALL, ms_cases, tmp_path / "r", plan)
     assert run.folder.description.training.minutes < 0.6
     run.folder.verify()
-    content = json.loads((run.folder.path / "model.json").read_text())
+    content = json.loads((run.folder.path / "model.json").read_text(encoding="utf-8"))
     assert [u["split"] for u in content["data"]] == ["training", "test"]
     assert content["data"][0]["patients"] == ["b"]
     assert content["training"]["settings"]["width"] == 4

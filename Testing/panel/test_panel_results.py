@@ -251,7 +251,7 @@ def test_the_list_is_saved_as_csv_with_its_suffix(host, panel, tmp_path):
     host.dialogs.expect("Save the lesions", str(tmp_path / "mine"))
     host.dialogs.expect("There is a file 'mine.csv' already", "No")
     host.click(panel.resultsUi.saveCsvButton)
-    assert (tmp_path / "mine.csv").read_text() == "precious"
+    assert (tmp_path / "mine.csv").read_text(encoding="utf-8") == "precious"
     host.dialogs.expect("Save the lesions", "")
     host.click(panel.resultsUi.saveCsvButton)
     host.dialogs.expect("Save the lesions", str(tmp_path / "no such folder" / "a.csv"))

@@ -25,7 +25,7 @@ def variant(shipped_model, tmp_path):
     def make(modelId, **changes):
         path = tmp_path / "made" / modelId
         shutil.copytree(shipped_model.path, path)
-        content = json.loads((path / "model.json").read_text())
+        content = json.loads((path / "model.json").read_text(encoding="utf-8"))
         content |= {"id": modelId, **changes}
         (path / "model.json").write_text(json.dumps(content))
         return path

@@ -76,7 +76,7 @@ def test_the_prostate_case_is_a_t2_and_an_adc_of_one_place():
     assert fov_overlap(t2w.grid, adc.grid) > 0.9
     assert sum(file.stat().st_size for file in folder.iterdir()) < 2_100_000
     assert sorted(file.name for file in folder.iterdir()) == ["adc.nii.gz", "t2w.nii.gz"]
-    attribution = (SampleCases.LOCAL / "ATTRIBUTION.md").read_text()
+    attribution = (SampleCases.LOCAL / "ATTRIBUTION.md").read_text(encoding="utf-8")
     assert "10.7937/K9TCIA.2017.MURS5CL" in attribution
 
 
