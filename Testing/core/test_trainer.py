@@ -277,12 +277,11 @@ def test_several_labels_are_learnt_and_described(glioma, tmp_path):
 
 
 class TwoModalities(Objective):
-    """Unpaired batches, a module beside the network, and something to do after each step."""
+    """Unpaired batches and a module beside the network."""
 
     def __init__(self, network):
         super().__init__(network)
         self.adapter = nn.Conv2d(2, 2, 1)
-        self.register_buffer("steps", torch.zeros(()))
 
     def forward(self, batch):
         logits = {name: self.network(part["image"]) for name, part in batch.items()}
@@ -293,9 +292,6 @@ class TwoModalities(Objective):
             for name, part in batch.items()
         }
         return logits, {"total": sum(terms.values()), **terms}
-
-    def after_step(self):
-        self.steps += 1
 
 
 @dataclass(frozen=True)

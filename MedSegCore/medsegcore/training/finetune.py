@@ -102,9 +102,6 @@ class Remembering(Objective):
         kept = torch.stack([loss(n, o) for n, o in zip(new, old, strict=True)]).mean()
         return logits, {**terms, "total": terms["total"] + self.weight * kept, "forgetting": kept}
 
-    def after_step(self) -> None:
-        self.objective.after_step()
-
 
 @dataclass(frozen=True)
 class FineTuningRecipe(Recipe):

@@ -73,10 +73,6 @@ class SegmentationModule(L.LightningModule):
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return terms["total"]
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.objective.after_step()
-
     def validation_step(self, number: int, batch_idx: int) -> None:
         """Nothing: `Validation` segments the case of that number."""
 

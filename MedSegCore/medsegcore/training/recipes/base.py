@@ -71,9 +71,6 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def after_step(self) -> None:
-        """Called after each step of the optimizer."""
-
 
 class Supervised(Objective):
     """A network and a loss of its logits alone.
