@@ -44,7 +44,7 @@ def plain_slice_transforms(
         patch: (1, j, i) in voxels; smaller slices are filled with zeros.
         neighbours: slices on each side of each input, as channels.
         augment: "plain" rotates, zooms, shifts and blurs at random; "scanner" also flips the slice
-            and changes contrast, bias field, noise and resolution of each input, for what is not
+            along i and changes contrast, bias field, noise and resolution of each input, for what is not
             to depend on the scanner; "none" does nothing.
 
     Returns:
@@ -63,7 +63,8 @@ def plain_slice_transforms(
     if augment == "plain":
         changes.append(RandGaussianSmoothd(keys, sigma_x=BLUR, sigma_y=BLUR, prob=0.2))
     elif augment == "scanner":
-        changes += [RandFlipd(every, prob=0.5, spatial_axis=axis) for axis in range(2)]
+        # Along i alone: front and back of a prostate or a brain are no mirror images.
+        changes.append(RandFlipd(every, prob=0.5, spatial_axis=1))
         changes += [KeepOutsideZerod([k], scanner_transforms(k, patch[1:])) for k in keys]
     return Compose(
         [
