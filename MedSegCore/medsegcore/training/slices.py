@@ -44,8 +44,8 @@ def plain_slice_transforms(
         patch: (1, j, i) in voxels; smaller slices are filled with zeros.
         neighbours: slices on each side of each input, as channels.
         augment: "plain" rotates, zooms, shifts and blurs at random; "scanner" also flips the slice
-            along i and changes contrast, bias field, noise and resolution of each input, for what is not
-            to depend on the scanner; "none" does nothing.
+            along i and changes contrast, bias field, noise and resolution of each input, for what
+            is not to depend on the scanner; "none" does nothing.
 
     Returns:
         A transform of {key: tensor, "label": tensor} to a list of one {"image": [C, j, i],

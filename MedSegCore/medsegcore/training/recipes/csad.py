@@ -77,7 +77,8 @@ class CSADRecipe(Recipe):
         momentum: of SGD.
         optimizer_name: "sgd", or "adam", which needs a tenth of the rate and learns sooner where
             little of a slice is labelled.
-        alpha, beta, sigma, foreground_weight: of `CSADLoss`.
+        alpha, beta, sigma, foreground_weight, batch_dice: of `CSADLoss`. Where most slices hold
+            nothing of a label, one Dice over the batch learns sooner than the paper's of each.
         augment: see `plain_slice_transforms`.
         threshold: of the probability where the user sets none.
     """
@@ -96,6 +97,7 @@ class CSADRecipe(Recipe):
     beta: float = 0.1
     sigma: float = 1.0
     foreground_weight: float = 0.95
+    batch_dice: bool = False
     augment: Augment = "plain"
     threshold: float = 0.5
 
@@ -142,6 +144,7 @@ class CSADRecipe(Recipe):
         loss = CSADLoss(
             cast(Scheme, VARIANTS[self.variant][1]), alpha=self.alpha, beta=self.beta,
             sigma=self.sigma, foreground_weight=self.foreground_weight,
+            batch_dice=self.batch_dice,
         )  # fmt: skip
         return CSADObjective(network, loss)
 
