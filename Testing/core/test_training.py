@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from medsegcore.errors import DeviceError, MissingInputError, OutputError, SettingError
@@ -195,6 +196,32 @@ def test_a_bspline_deformation_moves_all_images_alike_by_a_smooth_field():
     torch.testing.assert_close(again(data)["axis1"], out["axis1"])
     again.prob = 0.0
     torch.testing.assert_close(again(data)["axis1"], data["axis1"])
+
+
+def test_a_bspline_deformation_is_the_one_of_simpleitk():
+    spacing = (1.5, 0.6, 0.7)
+    rng = np.random.default_rng(1)
+    smooth = sitk.DiscreteGaussian(sitk.GetImageFromArray(rng.normal(size=(18, 30, 34))), 4.0)
+    image = torch.from_numpy(sitk.GetArrayFromImage(smooth).astype(np.float32))[None]
+    deform = RandBSplineDeformd(["image"], mm=2.0, spacing=spacing, cells=(2, 3, 4))
+    deform.set_random_state(5)
+    ours = deform({"image": image})["image"][0].numpy()
+    drawn = np.random.RandomState(5)
+    drawn.random()
+    coefficients = drawn.normal(0, 2.0, (3, 5, 6, 7))
+    smooth.SetSpacing(spacing[::-1])
+    # The cells span the image with its voxels' outer edges.
+    transform = sitk.BSplineTransform(3, 3)
+    transform.SetTransformDomainMeshSize((4, 3, 2))
+    transform.SetTransformDomainOrigin([-mm / 2 for mm in spacing[::-1]])
+    transform.SetTransformDomainPhysicalDimensions(
+        [n * mm for n, mm in zip((34, 30, 18), spacing[::-1], strict=True)]
+    )
+    transform.SetParameters(coefficients[::-1].ravel())
+    theirs = sitk.GetArrayFromImage(sitk.Resample(smooth, smooth, transform, sitk.sitkLinear))
+    inside = (slice(4, -4), slice(9, -9), slice(8, -8))
+    assert theirs[inside].std() > 0.01
+    np.testing.assert_allclose(ours[inside], theirs[inside], atol=1e-4)
 
 
 class Stopped(Exception):

@@ -3,13 +3,14 @@
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
-import SimpleITK as sitk
 import torch
+import torch.nn.functional as F
 from monai.transforms import (
     Compose,
     MapTransform,
     RandAdjustContrastd,
     RandAffined,
+    RandCoarseDropoutd,
     RandCropByPosNegLabeld,
     RandFlipd,
     RandGaussianNoised,
@@ -22,6 +23,7 @@ from monai.transforms import (
     SpatialPadd,
     Transform,
 )
+from scipy.interpolate import BSpline
 from torch import Tensor
 
 from medsegcore.training.artefacts import RandGhostingd
@@ -195,6 +197,18 @@ def scanner_transforms(key: str, patch: tuple[int, ...], ghosting: float = 0.0) 
     )
 
 
+def narrow_view(keys: Sequence[str], patch: tuple[int, ...]) -> RandCoarseDropoutd:
+    """Zero outside of a random box in three of ten patches, for images cropped round an organ.
+
+    The box has a quarter to the whole of the patch along each axis.
+    """
+    smallest = tuple(max(1, n // 4) for n in patch)
+    return RandCoarseDropoutd(
+        keys, holes=1, spatial_size=smallest, max_spatial_size=patch, dropout_holes=False,
+        fill_value=0, prob=0.3,
+    )  # fmt: skip
+
+
 def training_transforms(
     keys: Sequence[str],
     patch: tuple[int, ...],
@@ -300,15 +314,38 @@ class RandBSplineDeformd(MapTransform, Randomizable):
         out = dict(data)
         if self.R.random() >= self.prob:
             return out
-        transform = None
+        where = None
         for key in self.key_iterator(out):
-            image = sitk.GetImageFromArray(out[key][0].float().numpy())
-            image.SetSpacing(tuple(reversed(self.spacing)))
-            if transform is None:
-                transform = sitk.BSplineTransformInitializer(image, tuple(reversed(self.cells)))
-                coefficients = self.R.normal(0, self.mm, len(transform.GetParameters()))
-                transform.SetParameters(coefficients)
-            how = sitk.sitkNearestNeighbor if key in self.label_keys else sitk.sitkLinear
-            moved = sitk.GetArrayFromImage(sitk.Resample(image, image, transform, how, 0.0))
-            out[key] = torch.from_numpy(moved)[None].to(out[key])
+            if where is None:
+                coefficients = self.R.normal(0, self.mm, (3, *(n + 3 for n in self.cells)))
+                where = self._where(torch.from_numpy(coefficients).float(), out[key].shape[1:])
+            how = "nearest" if key in self.label_keys else "bilinear"
+            image = out[key][None].float()
+            moved = F.grid_sample(image, where, mode=how, align_corners=True)
+            out[key] = moved[0].to(out[key])
         return out
+
+    def _where(self, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
+        """What lies at each voxel after the deformation, as `grid_sample` wants it.
+
+        Args:
+            coefficients: [3 (k, j, i), *control points], in mm.
+        """
+        bases = [_cubic_basis(n, cells) for n, cells in zip(shape, self.cells, strict=True)]
+        field = torch.einsum("dabc,ka,jb,ic->dkji", coefficients, *bases)
+        axes = [torch.arange(n, dtype=torch.float32) for n in shape]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+        for axis, n in enumerate(shape):
+            places[axis] += field[axis] / self.spacing[axis]
+            places[axis] *= 2 / max(1, n - 1)
+        return (places - 1).permute(1, 2, 3, 0).flip(-1)[None]
+
+
+def _cubic_basis(voxels: int, cells: int) -> Tensor:
+    """[voxels, cells + 3]: weights of the control points of a uniform cubic B-spline.
+
+    The cells span the voxels with their outer edges, as SimpleITK's do.
+    """
+    knots = np.arange(-3, cells + 4, dtype=float)
+    centres = (np.arange(voxels) + 0.5) * cells / voxels
+    return torch.from_numpy(BSpline.design_matrix(centres, knots, 3).toarray()).float()

@@ -18,6 +18,7 @@ from medsegcore.training.augmentation import (
     KeepOutsideZerod,
     RandSliced,
     Stackd,
+    narrow_view,
     scanner_transforms,
 )
 from medsegcore.training.facts import DataFacts
@@ -44,8 +45,8 @@ def plain_slice_transforms(
         patch: (1, j, i) in voxels; smaller slices are filled with zeros.
         neighbours: slices on each side of each input, as channels.
         augment: "plain" rotates, zooms, shifts and blurs at random; "scanner" also flips the slice
-            along i and changes contrast, bias field, noise and resolution of each input, for what
-            is not to depend on the scanner; "none" does nothing.
+            along i, narrows its field of view, and changes contrast, bias field, noise and
+            resolution of each input, for what is not to depend on the scanner; "none" does nothing.
 
     Returns:
         A transform of {key: tensor, "label": tensor} to a list of one {"image": [C, j, i],
@@ -65,6 +66,7 @@ def plain_slice_transforms(
     elif augment == "scanner":
         # Along i alone: front and back of a prostate or a brain are no mirror images.
         changes.append(RandFlipd(every, prob=0.5, spatial_axis=1))
+        changes.append(narrow_view(every, patch[1:]))
         changes += [KeepOutsideZerod([k], scanner_transforms(k, patch[1:])) for k in keys]
     return Compose(
         [

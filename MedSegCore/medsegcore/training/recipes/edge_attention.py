@@ -25,14 +25,22 @@ from monai.transforms import (
     CenterSpatialCropd,
     Compose,
     RandCropByPosNegLabeld,
+    RandFlipd,
     SpatialPadd,
+    Transform,
 )
 from torch import Tensor, nn
 
 from medsegcore.losses.edge_attention import EdgeAttentionLoss
 from medsegcore.models import GridSpec, ModelDescription, NetworkSpec, TrainingRecord
 from medsegcore.networks import create_network
-from medsegcore.training.augmentation import RandBSplineDeformd, Stackd
+from medsegcore.training.augmentation import (
+    KeepOutsideZerod,
+    RandBSplineDeformd,
+    Stackd,
+    narrow_view,
+    scanner_transforms,
+)
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe, Supervised
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
 from medsegcore.training.transfer import transfer_encoder
@@ -78,6 +86,8 @@ class EdgeAttentionPretrainingRecipe(Recipe):
         stem_depth_stride: of the encoder's stem along the slices.
         learning_rate: at the start.
         deform_mm: standard deviation of the control points' displacement; 0 for none.
+        scanner: also flip along i, narrow the field of view, and change contrast, bias field,
+            noise and resolution, for what is not to depend on the scanner.
         threshold: of the probability where the user sets none.
     """
 
@@ -90,6 +100,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
     stem_depth_stride: int = 1
     learning_rate: float = 0.01
     deform_mm: float = 5.0
+    scanner: bool = False
     threshold: float = 0.5
 
     def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
@@ -139,6 +150,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
                 RandCropByPosNegLabeld(every, "label", spatial_size=larger, num_samples=1),
                 *deform,
                 CenterSpatialCropd(every, self.patch),
+                *(_scanner(keys, self.patch) if self.scanner else []),
                 Stackd(keys),
             ]
         )
@@ -148,6 +160,15 @@ class EdgeAttentionPretrainingRecipe(Recipe):
 
     def learning_rate_at(self, share_done: float, step: int) -> float:
         return self.learning_rate / (1 + 1e-6 * step)
+
+
+def _scanner(keys: list[str], patch: tuple[int, int, int]) -> list[Transform]:
+    every = [*keys, "label"]
+    return [
+        RandFlipd(every, prob=0.5, spatial_axis=2),
+        narrow_view(every, patch),
+        *(KeepOutsideZerod([key], scanner_transforms(key, patch)) for key in keys),
+    ]
 
 
 @dataclass(frozen=True)
