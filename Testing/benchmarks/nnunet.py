@@ -37,10 +37,10 @@ def main() -> None:
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"nnUNet_{name}"] = str(work / name)
     os.environ.update(nnUNet_compile="f", nnUNet_n_proc_DA="1", nnUNet_def_n_proc="1")
-    training, test = write_raw(arguments.data, work / "raw" / DATASET, arguments.test)
+    test = write_raw(arguments.data, work / "raw" / DATASET, arguments.test)
     plans = plan(arguments.memory_gb, arguments.configuration)
     steps = train(plans, arguments.configuration, arguments.minutes, work)
-    figures = predict_and_measure(plans, arguments.configuration, work, training, test)
+    figures = predict_and_measure(arguments.configuration, work, test)
     chosen = plans["configurations"][arguments.configuration]
     print(
         json.dumps(
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def write_raw(data: Path, out: Path, test_patient: str):
-    """The cases in nnU-Net's raw form; gives the training and the test cases."""
+    """The cases in nnU-Net's raw form; gives the test cases."""
     from medsegcore.training.cases import find_cases
 
     cases = find_cases(data, CHANNELS)
@@ -76,7 +76,7 @@ def write_raw(data: Path, out: Path, test_patient: str):
         "file_ending": ".nii.gz",
     }
     (out / "dataset.json").write_text(json.dumps(description))
-    return training, test
+    return test
 
 
 def plan(memory_gb: float, configuration: str) -> dict:
@@ -128,8 +128,8 @@ def train(plans: dict, configuration: str, minutes: float, work: Path) -> int:
     return steps
 
 
-def predict_and_measure(plans: dict, configuration: str, work: Path, training: list, test: list):
-    """Predict every case and measure it against its mask, as `medseg evaluate` does."""
+def predict_and_measure(configuration: str, work: Path, test: list):
+    """Predict every test case and measure it against its mask, as `medseg evaluate` does."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -141,20 +141,19 @@ def predict_and_measure(plans: dict, configuration: str, work: Path, training: l
         device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
     )
     predictor.initialize_from_trained_model_folder(str(results), ("all",), "checkpoint_final.pth")
+    out = work / "predicted"
+    out.mkdir(exist_ok=True)
+    folder = work / "raw" / DATASET / "imagesTs"
+    predictor.predict_from_files_sequential(str(folder), str(out), save_probabilities=False)
     figures = {}
-    for part, cases in (("Ts", test), ("Tr", training)):
-        out = work / f"predicted{part}"
-        out.mkdir(exist_ok=True)
-        folder = work / "raw" / DATASET / f"images{part}"
-        predictor.predict_from_files_sequential(str(folder), str(out), save_probabilities=False)
-        for case in cases:
-            answer = read_image(out / f"{case.id}.nii.gz")
-            reference = resample(read_image(case.label), answer.grid, "nearest").array > 0
-            figures[case.id] = {
-                column_name(figure): figure.value
-                for figure in compare_masks(answer.array > 0, reference, answer.grid)
-            }
-            print(case.id, f"Dice {figures[case.id]['Dice']:.3f}", file=sys.stderr)
+    for case in test:
+        answer = read_image(out / f"{case.id}.nii.gz")
+        reference = resample(read_image(case.label), answer.grid, "nearest").array > 0
+        figures[case.id] = {
+            column_name(figure): figure.value
+            for figure in compare_masks(answer.array > 0, reference, answer.grid)
+        }
+        print(case.id, f"Dice {figures[case.id]['Dice']:.3f}", file=sys.stderr)
     return figures
 
 
