@@ -108,18 +108,46 @@ def test_froc_by_hand():
     assert large.recall.max() == 0
 
 
-def test_lesions_count_as_found_when_one_voxel_is_shared():
-    reference = np.zeros((1, 1, 12), bool)
-    reference[..., [1, 2, 5, 9]] = True  # lesions at 1-2, 5, 9
+def test_lesions_count_as_found_when_a_tenth_is_covered():
+    reference = np.zeros((1, 1, 40), bool)
+    for where in (slice(0, 11), slice(13, 15), slice(17, 19), slice(30, 40)):
+        reference[..., where] = True  # of 11, 2, 2 and 10 voxels
     answer = np.zeros_like(reference)
-    answer[..., [2, 3, 7, 9, 11]] = True  # answers at 2-3 (right), 7, 9 (right), 11
+    for where in (slice(10, 12), slice(14, 16), slice(21, 23), slice(39, 40)):
+        answer[..., where] = True
+    # 1 of 11 is covered: too little. 1 of 2, half of it outside: found. 0 of 2: missed. 1 of 10.
     found = lesion_detection(answer, reference)
-    assert (found.found, found.missed, found.right, found.wrong) == (2, 1, 2, 2)
-    assert found.recall == pytest.approx(2 / 3)
-    assert found.precision == pytest.approx(1 / 2)
-    assert found.f1 == pytest.approx(4 / 7)
+    assert (found.found, found.missed) == (2, 2)
+    # Of 2 answered voxels 1 lies in a lesion of 11, of which 10 lie outside: wrong. The second is
+    # right, the third touches nothing, and of the last one's lesion nine tenths lie outside.
+    assert (found.right, found.wrong) == (1, 3)
+    assert found.recall == pytest.approx(1 / 2)
+    assert found.precision == pytest.approx(1 / 4)
+    assert found.f1 == pytest.approx(1 / 3)
     large = lesion_detection(answer, reference, min_voxels=2)
-    assert (large.found, large.missed, large.right, large.wrong) == (1, 0, 1, 0)
+    assert (large.found, large.missed, large.right, large.wrong) == (1, 3, 1, 2)
+
+
+def test_a_mask_of_everything_finds_no_lesion(ms_reference):
+    reference = ms_reference.array
+    everything = lesion_detection(np.ones_like(reference), reference)
+    assert (everything.found, everything.right) == (0, 0)
+    same = lesion_detection(reference, reference)
+    assert (same.missed, same.wrong) == (0, 0)
+    assert same.f1 == 1
+
+
+def test_a_lesion_is_found_by_its_largest_partners_alone():
+    reference = np.zeros((1, 3, 30), bool)
+    reference[0, 0, :20] = True
+    answer = np.zeros_like(reference)
+    answer[0, 0, 0:14] = True  # 14 of 18 overlapping voxels: more than 65 %
+    answer[0, 0, 16:20] = True  # the rest, with most of its voxels outside
+    answer[0, 1:, 16:30] = True
+    assert lesion_detection(answer, reference).found == 1
+    # With 10 of 14 the first alone still suffices; with 4 of 8 the second one counts too.
+    answer[0, 0, 4:14] = False
+    assert lesion_detection(answer, reference).found == 0
 
 
 def test_the_best_threshold_is_the_best_of_all():

@@ -1,11 +1,11 @@
 """Lesion by lesion: what was found, what was missed, and what is none."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from medsegcore.evaluation.metrics import TOUCHING
+from medsegcore.evaluation.metrics import counted_lesions, detected
 from medsegcore.imaging import Grid
 
 # Decades in ml: MS lesions of 0.003 ml and tumours of 100 ml each find their place.
@@ -15,30 +15,27 @@ SIZE_NAMES = ("below 0.01 ml", "0.01 to 0.1 ml", "0.1 to 1 ml", "1 to 10 ml", "1
 
 @dataclass(frozen=True)
 class LesionRecord:
-    """A reference lesion, or an answered lesion that touches none (26-neighbourhood).
+    """A reference lesion, or an answered one that is none, by the rule of `metrics.detected`.
 
     Attributes:
         label: its name, "" when there is one alone.
-        false: whether it is an answered lesion that touches no reference lesion.
+        false: whether it is an answered lesion that is none of the reference.
+        found: whether the answer detects it; False for a false one.
         number: from 1, by falling volume, of its kind.
         volume_ml: in ml.
-        best_dice: highest Dice with one answered lesion, 0..1; 0 when missed or false.
+        best_dice: highest Dice with one answered lesion, 0..1; 0 when false.
         max_probability: inside it, 0..1; None where the answer has no probabilities.
         center_ras: centre of mass in mm.
     """
 
     label: str
     false: bool
+    found: bool
     number: int
     volume_ml: float
     best_dice: float
     max_probability: float | None
     center_ras: tuple[float, float, float]
-
-    @property
-    def found(self) -> bool:
-        """Whether the answer shares a voxel with it."""
-        return self.best_dice > 0
 
 
 def lesion_records(
@@ -58,35 +55,35 @@ def lesion_records(
     """
     from scipy import ndimage
 
-    answered, count = ndimage.label(answer, structure=TOUCHING)
-    sizes = np.bincount(answered.ravel(), minlength=count + 1)
+    answered = counted_lesions(answer, min_voxels)
+    lesions = counted_lesions(reference, min_voxels)
+    sizes = np.bincount(answered.ravel())
 
-    def records(mask: np.ndarray, false: bool) -> list[LesionRecord]:
-        components, _ = ndimage.label(mask, structure=TOUCHING)
-        found = []
+    def records(components: np.ndarray, found: np.ndarray, false: bool) -> list[LesionRecord]:
+        listed = []
         for n, box in enumerate(ndimage.find_objects(components), 1):
+            if false and found[n]:
+                continue
             mine = components[box] == n
             volume = int(mine.sum())
-            if volume < min_voxels:
-                continue
-            shared = np.bincount(answered[box][mine], minlength=count + 1)
+            shared = np.bincount(answered[box][mine], minlength=len(sizes))
             dice = 0.0 if false else float((2 * shared / (sizes + volume))[1:].max(initial=0))
             kji = np.argwhere(mine).mean(axis=0) + [s.start for s in box]
             r, a, s = grid.to_ras(kji[::-1])
             strongest = None if probability is None else float(probability[box][mine].max())
-            found.append(
+            listed.append(
                 LesionRecord(
-                    label, false, 0, volume * grid.voxel_volume_ml, dice, strongest,
-                    (float(r), float(a), float(s)),
+                    label, false, bool(found[n]), 0, volume * grid.voxel_volume_ml, dice,
+                    strongest, (float(r), float(a), float(s)),
                 )
             )  # fmt: skip
-        found.sort(key=lambda lesion: -lesion.volume_ml)
-        return [LesionRecord(**{**vars(lesion), "number": n}) for n, lesion in enumerate(found, 1)]
+        listed.sort(key=lambda lesion: -lesion.volume_ml)
+        return [replace(lesion, number=n) for n, lesion in enumerate(listed, 1)]
 
-    touched = np.zeros(count + 1, bool)
-    touched[np.unique(answered[reference])] = True
-    touched[0] = True
-    return records(reference, False) + records(~touched[answered], True)
+    return [
+        *records(lesions, detected(lesions, answered), False),
+        *records(answered, detected(answered, lesions), True),
+    ]
 
 
 @dataclass(frozen=True)
