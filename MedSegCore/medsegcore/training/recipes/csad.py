@@ -71,7 +71,8 @@ class CSADRecipe(Recipe):
     Attributes:
         streams: keys of the two channels; T2W and ADC, else FLAIR and T1, else the first two.
         variant: a network and its connection scheme, of `networks.csad.VARIANTS`.
-        width: of the network.
+        width, norm, norm_groups: of the network (`CSADConfig`). Of few patients, group
+            normalisation carries over to another scanner where batch normalisation does not.
         spacing: mm of a pixel; by the median slice when None.
         learning_rate: at the start.
         momentum: of SGD.
@@ -89,6 +90,8 @@ class CSADRecipe(Recipe):
     streams: tuple[str, str] | None = None
     variant: str = "proposed"
     width: int = 64
+    norm: str = "batch"
+    norm_groups: int = 8
     spacing: float | None = None
     learning_rate: float = 0.01
     momentum: float = 0.9
@@ -130,8 +133,8 @@ class CSADRecipe(Recipe):
             tile=(8, *self.patch[1:]), multiple=16, crop="none",
         )  # fmt: skip
         config: dict[str, Any] = {
-            "out_channels": classes_of(data), "width": self.width,
-            "fusion": VARIANTS[self.variant][0],
+            "out_channels": classes_of(data), "width": self.width, "norm": self.norm,
+            "norm_groups": self.norm_groups, "fusion": VARIANTS[self.variant][0],
         }  # fmt: skip
         return describe(
             data, record, known_inputs(data, self.streams), grid,
