@@ -1,10 +1,40 @@
 """Blocks that more than one network uses."""
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+NORMS = ("batch", "group")
+GROUPS = 8
+
+
+def require_norm(norm: str) -> None:
+    """Raise ValueError for a normalisation that `use_norm` does not know."""
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r} but has to be 'batch' or 'group'")
+
+
+def use_norm(network: nn.Module, norm: str) -> None:
+    """Put group normalisation of up to 8 groups in the place of each batch normalisation.
+
+    The means of a batch are those of the patients in it. Of a handful of patients from several
+    scanners, what a network learns behind them need not hold with the running means that it has
+    at inference, not even for the patients that it was trained on.
+
+    Args:
+        norm: "batch" leaves the network as its paper has it.
+    """
+    if norm == "batch":
+        return
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
+                channels = child.num_features
+                groups = math.gcd(GROUPS, channels)
+                setattr(parent, name, nn.GroupNorm(groups, channels, eps=child.eps))
 
 
 class NonLocalBlock3d(nn.Module):

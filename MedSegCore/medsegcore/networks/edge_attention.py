@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medsegcore.networks.blocks import haar_details
+from medsegcore.networks.blocks import haar_details, require_norm, use_norm
 
 # Residual blocks of layer1..layer4, and whether they are bottlenecks.
 DEPTHS = {
@@ -41,6 +41,7 @@ class EdgeAttentionConfig:
             "convolution" from plain convolutions (section 2.3), "none" leaves them out.
         stem_depth_stride: 2 halves the depth twice in the stem as Med3D does; 1 keeps it, since
             at 0.625 x 0.625 x 1.5 mm slices are 2.4 times as thick as wide already.
+        norm: "batch", the paper's, or "group", see `blocks.use_norm`.
     """
 
     in_channels: int = 1
@@ -51,10 +52,12 @@ class EdgeAttentionConfig:
     pyramid: tuple[int, ...] = (3, 5, 7)
     edges: str = "wavelet"
     stem_depth_stride: int = 1
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
         # JSON has lists only.
         object.__setattr__(self, "pyramid", tuple(self.pyramid))
+        require_norm(self.norm)
         for name in ("in_channels", "out_channels", "width", "decoder_width"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -223,6 +226,7 @@ class PretrainingNetwork(nn.Module):
             nn.ReLU(inplace=True),
         )
         self.classify = nn.Conv3d(32, config.out_channels, 1, bias=False)
+        use_norm(self, config.norm)
 
     def forward(
         self, x: Tensor, with_attention: bool = False
@@ -363,6 +367,7 @@ class EdgeAttentionNetwork(nn.Module):
         )
         self.fuse = RRB((1 + levels) * width, width)
         self.classify = nn.Conv3d(width, config.out_channels, 1)
+        use_norm(self, config.norm)
 
     @property
     def attention(self) -> list[dict[str, str | None]]:

@@ -21,6 +21,7 @@ from medsegcore.networks.affinity.tapped import (
     require_shares,
     require_whole_numbers,
 )
+from medsegcore.networks.blocks import require_norm, use_norm
 
 RATES = (12, 24, 36)  # of the pyramid's branches at output stride 8
 
@@ -36,6 +37,7 @@ class DeepLabV3PlusConfig:
         middle_blocks: blocks of the middle flow.
         dropout: share that training drops after the pyramid and after the decoder's first
             convolution. Silent; 0.5 is what the release with the published count has.
+        norm: "batch", the paper's, or "group", see `blocks.use_norm`.
     """
 
     in_channels: int = 1
@@ -43,8 +45,10 @@ class DeepLabV3PlusConfig:
     width: int = 32
     middle_blocks: int = 16
     dropout: float = 0.5
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
+        require_norm(self.norm)
         require_whole_numbers(self, "in_channels", "out_channels", "width", "middle_blocks")
         require_shares(self, "dropout")
 
@@ -158,6 +162,7 @@ class DeepLabV3Plus(TappedNetwork):
             nn.Dropout(min(config.dropout, 0.1)),  # silent, as in that release
         )
         self.head = nn.Conv2d(c(256), config.out_channels, kernel_size=1)
+        use_norm(self, config.norm)
 
     def _channels(self, published: int) -> int:
         """Channels at this width of a layer that has `published` ones at width 32."""

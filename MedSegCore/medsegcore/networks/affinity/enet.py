@@ -23,6 +23,7 @@ from medsegcore.networks.affinity.tapped import (
     require_shares,
     require_whole_numbers,
 )
+from medsegcore.networks.blocks import require_norm, use_norm
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ENetConfig:
         bottleneck_3_5: run stage 3 whole, as in ENet's own paper (353,761 parameters that run).
         dropout: share of channels that training drops in the residuals from stage 2 on; stage 1
             drops a tenth of it. 0.1 as in ENet's own paper.
+        norm: "batch", the paper's, or "group", see `blocks.use_norm`.
     """
 
     in_channels: int = 1
@@ -44,8 +46,10 @@ class ENetConfig:
     width: int = 16
     bottleneck_3_5: bool = False
     dropout: float = 0.1
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
+        require_norm(self.norm)
         require_whole_numbers(self, "in_channels", "out_channels", "width")
         require_shares(self, "dropout")
         if type(self.bottleneck_3_5) is not bool:
@@ -173,6 +177,7 @@ class ENet(TappedNetwork):
         self.up5 = Up(4 * w, w // 4, w, p)
         self.stage5 = self._plain(w, w // 4, p)
         self.head = nn.ConvTranspose2d(w, config.out_channels, 2, stride=2, bias=False)
+        use_norm(self, config.norm)
 
     @staticmethod
     def _plain(channels: int, inner: int, dropout: float, rate: int = 1) -> Bottleneck:

@@ -18,6 +18,7 @@ from medsegcore.networks.affinity.tapped import (
     require_shares,
     require_whole_numbers,
 )
+from medsegcore.networks.blocks import require_norm, use_norm
 
 EPS = 1e-3  # of each batch normalisation; silent
 
@@ -32,14 +33,17 @@ class ERFNetConfig:
         width: channels after the first downsampling; the next two make 4 and 8 times as many.
         dropout: share of channels that training drops in the encoder's dilated blocks; the blocks
             before them drop a tenth of it. 0.3 as in ERFNet's own paper.
+        norm: "batch", the paper's, or "group", see `blocks.use_norm`.
     """
 
     in_channels: int = 1
     out_channels: int = 2
     width: int = 16
     dropout: float = 0.3
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
+        require_norm(self.norm)
         require_whole_numbers(self, "in_channels", "out_channels", "width")
         require_shares(self, "dropout")
         if self.width <= self.in_channels:
@@ -119,6 +123,7 @@ class ERFNet(TappedNetwork):
             *(NonBottleneck1d(w) for _ in range(2)),
         )
         self.head = nn.ConvTranspose2d(w, config.out_channels, kernel_size=2, stride=2)
+        use_norm(self, config.norm)
 
     @property
     def taps(self) -> dict[str, tuple[int, int]]:

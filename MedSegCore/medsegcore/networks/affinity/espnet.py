@@ -21,6 +21,7 @@ from medsegcore.networks.affinity.tapped import (
     colour_channels,
     require_whole_numbers,
 )
+from medsegcore.networks.blocks import require_norm, use_norm
 
 RATES = (1, 2, 4, 8, 16)  # of the K = 5 branches: 2^(k-1)
 EPS = 1e-3  # of each batch normalisation; silent, as in the authors' release
@@ -35,6 +36,7 @@ class ESPNetConfig:
         out_channels: number of classes with the background.
         width: channels of level 1; levels 2 and 3 have 4 and 8 times as many.
         alpha_2, alpha_3: ESP modules of level 2 and of level 3.
+        norm: "batch", the paper's, or "group", see `blocks.use_norm`.
     """
 
     in_channels: int = 1
@@ -42,8 +44,10 @@ class ESPNetConfig:
     width: int = 16
     alpha_2: int = 2
     alpha_3: int = 3
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
+        require_norm(self.norm)
         require_whole_numbers(self, "in_channels", "out_channels", "alpha_2", "alpha_3")
         require_whole_numbers(self, "width", least=2)
 
@@ -131,6 +135,7 @@ class ESPNet(TappedNetwork):
             nn.Conv2d(w + image + classes, classes, 3, padding=1, bias=False), Activation(classes)
         )
         self.head = self._double(classes, classes)
+        use_norm(self, config.norm)
 
     @staticmethod
     def _double(n_in: int, n_out: int) -> nn.Module:

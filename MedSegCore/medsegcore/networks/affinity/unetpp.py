@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsegcore.networks.affinity.tapped import TappedNetwork, require_whole_numbers
+from medsegcore.networks.blocks import require_norm, use_norm
 
 LEVELS = 5
 
@@ -25,13 +26,16 @@ class UNetPlusPlusConfig:
         in_channels: number of input images.
         out_channels: number of classes with the background.
         width: channels of the first level; each of the five levels doubles them.
+        norm: "batch", the paper's, or "group", see `blocks.use_norm`.
     """
 
     in_channels: int = 1
     out_channels: int = 2
     width: int = 64
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
+        require_norm(self.norm)
         require_whole_numbers(self, "in_channels", "out_channels", "width")
 
 
@@ -70,6 +74,7 @@ class UNetPlusPlus(TappedNetwork):
             for i in range(LEVELS - j):
                 self.nodes[f"{i}_{j}"] = Node(j * widths[i] + widths[i + 1], widths[i])
         self.head = nn.Conv2d(widths[0], config.out_channels, kernel_size=1)
+        use_norm(self, config.norm)
 
     @property
     def taps(self) -> dict[str, tuple[int, int]]:

@@ -84,6 +84,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
         image: key of the channel; T2W where there is one, else the first.
         depth, width: of the encoder (`EdgeAttentionConfig`).
         stem_depth_stride: of the encoder's stem along the slices.
+        norm: "batch", or "group" for few patients of several scanners.
         learning_rate: at the start.
         deform_mm: standard deviation of the control points' displacement; 0 for none.
         scanner: also flip along i, narrow the field of view, and change contrast, bias field,
@@ -98,6 +99,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
     depth: int = 101
     width: int = 64
     stem_depth_stride: int = 1
+    norm: str = "batch"
     learning_rate: float = 0.01
     deform_mm: float = 5.0
     scanner: bool = False
@@ -116,7 +118,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
     def _encoder_config(self, data: "Dataset") -> dict[str, Any]:
         return {
             "out_channels": classes_of(data), "depth": self.depth, "width": self.width,
-            "stem_depth_stride": self.stem_depth_stride,
+            "stem_depth_stride": self.stem_depth_stride, "norm": self.norm,
         }  # fmt: skip
 
     def description(self, data: "Dataset", record: TrainingRecord) -> ModelDescription:
