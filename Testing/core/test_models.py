@@ -197,6 +197,17 @@ def test_the_store_finds_adds_reports_and_removes(shipped_model, model_copy, tmp
     rewrite(model_copy, lambda c: c.update(id="mine"))
     assert store.add(model_copy.path).path == tmp_path / "user" / "mine"
     assert store.find("mine").description.id == "mine"
+    with pytest.raises(OutputError, match=r"version 1\.0\.0 of 'mine' already"):
+        store.add(model_copy.path)
+    again = store.add(model_copy.path, "mine-2")
+    assert (again.path, store.find("mine-2").description.id) == (store.user / "mine-2", "mine-2")
+    again.verify()
+    assert again.description.title == model_copy.description.title
+    assert model_card(again.description) == (again.path / "README.md").read_text(encoding="utf-8")
+    packed = store.add(pack(again, tmp_path / "again.zip"), "mine-3")
+    assert packed.description.weights == again.description.weights
+    with pytest.raises(ModelSchemaError, match="cannot be the id"):
+        store.add(model_copy.path, "../mine")
     broken = tmp_path / "user" / "broken"
     shutil.copytree(model_copy.path, broken)
     (broken / "model.json").write_text("{}")
@@ -204,7 +215,7 @@ def test_the_store_finds_adds_reports_and_removes(shipped_model, model_copy, tmp
     assert problems["mine"] is None
     assert "no valid model description" in problems["broken"]
     store.remove("mine")
-    with pytest.raises(ModelNotFoundError, match="Known models: ms-lesion-rsanet"):
+    with pytest.raises(ModelNotFoundError, match="Known models: mine-2, mine-3, ms-lesion-rsanet"):
         store.find("mine")
     with pytest.raises(ModelError, match="stays"):
         store.remove("ms-lesion-rsanet")

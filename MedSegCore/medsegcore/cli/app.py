@@ -142,9 +142,15 @@ def _add_models(app: typer.Typer, console: Console) -> None:
         commands.pack_model(console, model, out)
 
     @group.command()
-    def add(path: Annotated[Path, typer.Argument(help="A model folder or .zip.")]) -> None:
+    def add(
+        path: Annotated[Path, typer.Argument(help="A model folder or .zip.")],
+        model_id: Annotated[
+            str | None,
+            typer.Option("--id", help="Its id among them; its own if absent."),
+        ] = None,
+    ) -> None:
         """Copy a model folder or .zip into your own models."""
-        commands.add(console, path)
+        commands.add(console, path, model_id)
 
     @group.command()
     def remove(model: Annotated[str, typer.Argument(help="Id of one of your models.")]) -> None:

@@ -50,9 +50,9 @@ def pack_model(console: Console, model: str, out: Path) -> None:
     console.say(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def add(console: Console, path: Path) -> None:
+def add(console: Console, path: Path, model_id: str | None) -> None:
     """Copy or unpack into the user's folder."""
-    folder = ModelStore().add(path)
+    folder = ModelStore().add(path, model_id)
     console.event("result", path=str(folder.path), id=folder.description.id)
     console.say(f"{folder.description.id} {folder.description.version} is in {folder.path}")
 

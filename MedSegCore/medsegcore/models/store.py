@@ -7,9 +7,23 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsegcore.errors import MedSegError, ModelError, ModelNotFoundError, OutputError
+from pydantic import ValidationError
+
+from medsegcore.errors import (
+    MedSegError,
+    ModelError,
+    ModelNotFoundError,
+    ModelSchemaError,
+    OutputError,
+)
 from medsegcore.models.archive import unpack
-from medsegcore.models.folder import CARD_FILE, DESCRIPTION_FILE, ModelFolder, new_folder
+from medsegcore.models.folder import (
+    DESCRIPTION_FILE,
+    ModelFolder,
+    new_folder,
+    write_description,
+)
+from medsegcore.models.schema import ModelDescription
 
 ZOO = Path(__file__).with_name("zoo")
 
@@ -86,23 +100,28 @@ class ModelStore:
             f"Known models: {', '.join(known) or 'none'}; or give the path of a model folder.",
         )
 
-    def add(self, path: str | Path) -> ModelFolder:
+    def add(self, path: str | Path, model_id: str | None = None) -> ModelFolder:
         """Copy a model folder, or unpack a .zip of one, into the user's folder.
 
+        Args:
+            model_id: under which it is to be found; its own when None.
+
         Raises:
-            ModelError: it is not sound.
+            ModelError: it is not sound, or `model_id` cannot be an id.
             OutputError: a model of that id is there already, or it cannot be written.
         """
-        path = Path(path)
-        if path.is_file():
-            return unpack(path, self.user)
-        model = ModelFolder.read(path)
-        model.verify()
-        target = self.user / model.description.id
-        with new_folder(target) as folder:
-            for file in (DESCRIPTION_FILE, model.description.weights.file, CARD_FILE):
-                if (path / file).is_file():
-                    shutil.copyfile(path / file, folder / file)
+        with tempfile.TemporaryDirectory(prefix="medseg-add-") as temporary:
+            path = Path(path)
+            model = unpack(path, temporary) if path.is_file() else ModelFolder.read(path)
+            model.verify()
+            description = _renamed(model.description, model_id)
+            target = self.user / description.id
+            if target.exists():
+                raise _taken(target)
+            with new_folder(target) as folder:
+                weights = description.weights.file
+                shutil.copyfile(model.path / weights, folder / weights)
+                write_description(folder, description)
         return ModelFolder.read(target)
 
     def remove(self, model_id: str) -> None:
@@ -152,3 +171,26 @@ class ModelStore:
                 f"'{path}' cannot be deleted: {error.strerror or error}.",
                 "Close programs that use it, and check the permissions.",
             ) from error
+
+
+def _renamed(description: ModelDescription, model_id: str | None) -> ModelDescription:
+    if model_id is None:
+        return description
+    try:
+        return ModelDescription.model_validate({**description.model_dump(), "id": model_id})
+    except ValidationError as error:
+        raise ModelSchemaError(
+            f"'{model_id}' cannot be the id of a model.",
+            "Use 2 to 64 small letters, digits and '-'.",
+        ) from error
+
+
+def _taken(target: Path) -> OutputError:
+    try:
+        version = f"version {ModelFolder.read(target).description.version} of '{target.name}'"
+    except MedSegError:
+        version = f"a folder '{target.name}'"
+    return OutputError(
+        f"Your models have {version} already, in '{target}'.",
+        "Give this one another id, or remove that one first.",
+    )
