@@ -89,6 +89,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
         deform_mm: standard deviation of the control points' displacement; 0 for none.
         scanner: also flip along i, narrow the field of view, and change contrast, bias field,
             noise and resolution, for what is not to depend on the scanner.
+        overlap: of the windows at inference, 0 to below 1; each is seen 64 times with the paper's.
         threshold: of the probability where the user sets none.
     """
 
@@ -103,6 +104,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
     learning_rate: float = 0.01
     deform_mm: float = 5.0
     scanner: bool = False
+    overlap: float = 0.75
     threshold: float = 0.5
 
     def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
@@ -125,8 +127,8 @@ class EdgeAttentionPretrainingRecipe(Recipe):
         assert self.image is not None
         assert self.patch is not None
         grid = GridSpec(
-            axes="reference", spacing=SPACING, tile=self.patch, overlap=0.75, blend="constant",
-            multiple=8, crop="none",
+            axes="reference", spacing=SPACING, tile=self.patch, overlap=self.overlap,
+            blend="constant", multiple=8, crop="none",
         )  # fmt: skip
         return describe(
             data, record, known_inputs(data, [self.image]), grid, self.network_spec(data),
