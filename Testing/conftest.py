@@ -95,6 +95,15 @@ def shipped_model():
     return ModelStore(SAMPLE / "none").find("ms-lesion-rsanet")
 
 
+@pytest.fixture
+def zoo_of_one(shipped_model, tmp_path, monkeypatch):
+    """Nothing but the MS lesion model is shipped, for what counts models."""
+    zoo = tmp_path / "zoo"
+    zoo.mkdir()
+    (zoo / shipped_model.path.name).symlink_to(shipped_model.path)
+    monkeypatch.setattr("medsegcore.models.store.ZOO", zoo)
+
+
 @pytest.fixture(scope="session")
 def predictor(shipped_model):
     """The shipped model, ready on the CPU."""

@@ -9,6 +9,7 @@ from medsegcore.models import ModelFolder
 from medsegcore.models.archive import pack
 
 MODEL = "ms-lesion-rsanet"
+pytestmark = pytest.mark.usefixtures("zoo_of_one")
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from medsegcore.training.heldout import (
 )
 from medsegcore.training.knowledge import FOLDER, KnowledgeRecorder, draw_knowledge
 from medsegcore.training.recipes import Recipe, UMMKDRecipe
-from medsegcore.training.report import case_files
+from medsegcore.training.report import case_files, cost
 from medsegcore.training.setup import Plan, with_images
 from medsegcore.training.trainer import CACHE, LAST, MODEL, train
 
@@ -204,8 +204,11 @@ def _run_fold(
             "Choose fewer folds.",
         )
     files = case_files(model, cases)
-    rows = evaluate_model(Predictor(model, plan.device), files, progress=measured)
-    description = model.description.model_copy(update={"metrics": card_metrics(rows, HOW_MEASURED)})
+    predictor = Predictor(model, plan.device)
+    rows = evaluate_model(predictor, files, progress=measured)
+    needs = cost(model, cases[0], str(predictor.device))
+    update = {"metrics": card_metrics(rows, HOW_MEASURED), **needs}
+    description = model.description.model_copy(update=update)
     model.with_description(description)
     if (out / FOLDER).is_dir():
         classes = ["background", *(label.name for label in description.labels)]

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -36,16 +37,8 @@ def measure(
             rows = evaluate_model(predictor, files, baseline, progress=progress)
             metrics += card_metrics(rows, how)
     case = (run.test or run.validation or run.training)[0]
-    megabytes, seconds = _cost(run.folder, case, device)
-    where = device_name(str(predictor.device))
-    description = run.folder.description.model_copy(
-        update={
-            "metrics": metrics,
-            "memory_mb": megabytes,
-            "timings": [Timing(what="one case with start-up", device=where, seconds=seconds)],
-        }
-    )
-    return run.folder.with_description(description)
+    update = {"metrics": metrics, **cost(run.folder, case, str(predictor.device))}
+    return run.folder.with_description(run.folder.description.model_copy(update=update))
 
 
 def case_files(folder: ModelFolder, cases: list[Case]) -> list[tuple[str, dict[str, Path], Path]]:
@@ -59,8 +52,8 @@ def _inputs(folder: ModelFolder, case: Case) -> dict[str, Path]:
     return {key: path for key, path in case.images.items() if key in keys}
 
 
-def _cost(folder: ModelFolder, case: Case, device: str) -> tuple[int, float]:
-    """Peak memory in MB and seconds of one `medseg predict` in a process of its own."""
+def cost(folder: ModelFolder, case: Case, device: str) -> dict[str, Any]:
+    """Fields of a description: what one `medseg predict` in a process of its own needs."""
     with tempfile.TemporaryDirectory(prefix="medseg-cost-") as out:
         command = [sys.executable, "-m", "medsegcore", "predict", "--model", str(folder.path)]
         for key, path in _inputs(folder, case).items():
@@ -80,4 +73,8 @@ def _cost(folder: ModelFolder, case: Case, device: str) -> tuple[int, float]:
         _, complaint = process.communicate()
         if process.returncode != 0:
             raise RunError(f"The trained model does not run: {complaint.strip()}")
-    return round(peak / 1e6), round(time.monotonic() - started, 1)
+    timing = Timing(
+        what="one case with start-up", device=device_name(device),
+        seconds=round(time.monotonic() - started, 1),
+    )  # fmt: skip
+    return {"memory_mb": round(peak / 1e6), "timings": [timing]}
