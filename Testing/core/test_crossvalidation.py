@@ -15,6 +15,7 @@ from medsegcore.cli.crossvalidate import how_to_split
 from medsegcore.errors import SettingError
 from medsegcore.evaluation.answers import Answer
 from medsegcore.evaluation.evaluate import evaluate_case
+from medsegcore.evaluation.metrics import THRESHOLDS
 from medsegcore.models import ModelFolder
 from medsegcore.training.comparisons import results_markdown
 from medsegcore.training.crossvalidation import (
@@ -37,6 +38,7 @@ from medsegcore.training.heldout import (
 )
 from medsegcore.training.recipes import UNetRecipe
 from medsegcore.training.setup import Plan
+from medsegcore.training.thresholds import DiceByThreshold, choose, read_thresholds
 from medsegcore.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -132,6 +134,47 @@ def test_the_summary_is_what_the_figures_of_the_cases_say(whole):
     assert voxel_average_dice(rows, "") == pytest.approx(pooled)
     assert f"| Dice of all voxels | {pooled:.3g} |" in text
     assert read_held_out(out / "figures.csv") == rows
+
+
+def test_the_threshold_that_would_have_been_best_is_told_with_what_it_is_worth(whole):
+    out, rows, _ = whole
+    cases = read_thresholds(out / "thresholds.csv")
+    assert [case.case for case in cases] == [row.case for row in rows]
+    used = ModelFolder.read(out / "fold_0" / "model").description.labels[0].threshold
+    assert used in THRESHOLDS
+    assert [case.dice[THRESHOLDS.index(used)] for case in cases] == pytest.approx(
+        values(rows, "Dice"), abs=1e-4
+    )
+    choice = choose(cases)
+    text = (out / "summary.md").read_text(encoding="utf-8")
+    assert f"the models have the threshold {used:g}" in text
+    assert f"the best for the held-out patients is {choice.threshold:g}" in text
+    needs = ModelFolder.read(out / "fold_1" / "model").description
+    assert needs.memory_mb > 50
+    assert needs.timings[0].seconds > 0
+
+
+def test_a_threshold_is_chosen_by_patients_and_judged_on_the_others():
+    def case(patient, name, **at):
+        dice = [0.0] * len(THRESHOLDS)
+        for threshold, value in at.items():
+            dice[THRESHOLDS.index(float(threshold.replace("t", "0.")))] = value
+        return DiceByThreshold(patient, name, "", dice)
+
+    # Two visits of one patient count as one: 0.3 has (0.8 + 0.5 + 0.4) / 3, 0.6 (0.2 + 0.9) / 3.
+    cases = [
+        case("a", "a_1", t3=0.9, t6=0.1), case("a", "a_2", t3=0.7, t6=0.3),
+        case("b", "b_1", t3=0.5, t6=0.8), case("c", "c_1", t3=0.4),
+    ]  # fmt: skip
+    choice = choose(cases)
+    assert (choice.threshold, choice.dice) == (0.3, pytest.approx(1.7 / 3))
+    # Without a 0.3 has 0.9 and 0.6 has 0.8; without b 1.2 and 0.2; without c 1.3 and 1.0.
+    assert choice.elsewhere == pytest.approx((0.8 + 0.5 + 0.4) / 3)
+    # A patient for whom all others are misleading.
+    misled = choose([case("a", "a", t3=1.0), case("b", "b", t6=0.5), case("c", "c", t6=0.6)])
+    assert (misled.threshold, misled.elsewhere) == (0.6, pytest.approx((0 + 0 + 0) / 3))
+    alone = choose(cases[:2])
+    assert (alone.threshold, alone.elsewhere) == (0.3, None)
 
 
 def test_figures_of_several_labels_are_read_as_they_were_written(ms_reference, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from medsegcore.evaluation.metrics import (
     LesionCandidates,
     best_threshold_dice,
     dice,
+    dice_by_threshold,
     hausdorff95_mm,
     iou,
     lesion_candidates,
@@ -121,7 +123,8 @@ class EvaluatedCase(NamedTuple):
 
     Attributes:
         figures: of each label, and of several their mean.
-        overlaps, candidates: by label; no candidates where there are no probabilities.
+        overlaps, candidates, dice_by_threshold: by label; the last two only where there are
+            probabilities.
         lesions: of all labels.
         view: where the answer is most wrong; None when no pictures are wanted.
     """
@@ -132,6 +135,7 @@ class EvaluatedCase(NamedTuple):
     candidates: dict[str, LesionCandidates]
     lesions: list[LesionRecord]
     view: ErrorView | None = None
+    dice_by_threshold: Mapping[str, list[float]] = MappingProxyType({})
 
     @property
     def dice(self) -> float:
@@ -192,7 +196,8 @@ def evaluate_case(
     name: str, answer: Answer, references: Mapping[str, np.ndarray], grid: Grid
 ) -> EvaluatedCase:
     """All figures of one case; `references` are bool [k, j, i] on `grid` by label name."""
-    row = EvaluatedCase(name, [], {}, {}, [])
+    at_thresholds: dict[str, list[float]] = {}
+    row = EvaluatedCase(name, [], {}, {}, [], dice_by_threshold=at_thresholds)
     smallest = counted_voxels(grid)
     for label, reference in references.items():
         mask, probability = answer.masks[label], answer.probabilities.get(label)
@@ -204,6 +209,7 @@ def evaluate_case(
         row.lesions.extend(lesion_records(mask, reference, grid, probability, shown, smallest))
         if probability is not None:
             row.candidates[shown] = lesion_candidates(probability, reference, min_voxels=smallest)
+            at_thresholds[shown] = dice_by_threshold(probability, reference)
     if len(references) > 1:
         row.figures.extend(_means(row.figures))
     return row

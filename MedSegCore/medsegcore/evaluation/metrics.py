@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 TOUCHING = np.ones((3, 3, 3))  # 26-neighbourhood
 
+# Of probabilities.
+THRESHOLDS = tuple(round(0.05 * n, 2) for n in range(1, 20))
+
 # alpha, beta and gamma of the MSSEG challenge, see `detected`.
 LEAST_COVERED, MOST_OUTSIDE, LARGEST_PARTNERS = 0.1, 0.7, 0.65
 
@@ -27,6 +30,11 @@ def dice(answer: np.ndarray, reference: np.ndarray) -> float:
     """2 |A and B| / (|A| + |B|), 0..1; 1 when both are empty."""
     total = int(answer.sum()) + int(reference.sum())
     return 2 * int((answer & reference).sum()) / total if total else 1.0
+
+
+def dice_by_threshold(probability: np.ndarray, reference: np.ndarray) -> list[float]:
+    """Dice at each of THRESHOLDS; probability 0..1 and reference bool, both [k, j, i]."""
+    return [dice(probability > threshold, reference) for threshold in THRESHOLDS]
 
 
 def iou(answer: np.ndarray, reference: np.ndarray) -> float:

@@ -1,8 +1,8 @@
 """Cross-validation: each patient is held out once and measured by a model that never saw them.
 
 A folder of a cross-validation has `experiment.json` (what it is), `fold_N/` (a training each, with
-its model and `figures.csv`), and, when all are done, `figures.csv`, `summary.md`, `curves.svg` and
-`boxes.svg`. Started again, it goes on where it stopped.
+its model, `figures.csv` and `thresholds.csv`), and, when all are done, both of all folds,
+`summary.md`, `curves.svg` and `boxes.svg`. Started again, it goes on where it stopped.
 """
 
 import json
@@ -38,9 +38,15 @@ from medsegcore.training.knowledge import FOLDER, KnowledgeRecorder, draw_knowle
 from medsegcore.training.recipes import Recipe, UMMKDRecipe
 from medsegcore.training.report import case_files, cost
 from medsegcore.training.setup import Plan, with_images
+from medsegcore.training.thresholds import (
+    by_threshold,
+    read_thresholds,
+    threshold_lines,
+    thresholds_csv,
+)
 from medsegcore.training.trainer import CACHE, LAST, MODEL, train
 
-FIGURES, EXPERIMENT = "figures.csv", "experiment.json"
+FIGURES, EXPERIMENT, BY_THRESHOLD = "figures.csv", "experiment.json", "thresholds.csv"
 HOW_MEASURED = "held out in a cross-validation: never trained on"
 # Of a fold's time; the rest is for measuring.
 TRAINING_SHARE = 0.9
@@ -166,7 +172,7 @@ def run_folds(
     rows: list[HeldOut] = []
     for n, fold in enumerate(folds):
         what = f"{title}{', ' if title else ''}fold {n + 1} of {len(folds)}"
-        if not (out / fold.name / FIGURES).is_file():
+        if not all((out / fold.name / file).is_file() for file in (FIGURES, BY_THRESHOLD)):
             _run_fold(of_fold(recipe, fold), data, fold, plan, out / fold.name, overall, what)
         rows += read_held_out(out / fold.name / FIGURES)
         overall.next()
@@ -214,6 +220,7 @@ def _run_fold(
         classes = ["background", *(label.name for label in description.labels)]
         write_file(out / "knowledge.svg", draw_knowledge(out / FOLDER, classes))
     inputs = [spec.key for spec in description.inputs]
+    write_file(out / BY_THRESHOLD, thresholds_csv(by_threshold(cases, rows)))
     write_file(out / FIGURES, held_out_csv({"": held_out(fold.name, inputs, cases, rows)}))
     # Several times the model's size, and of no more use.
     (out / LAST).unlink(missing_ok=True)
@@ -254,6 +261,12 @@ def _write_results(
     rows: Sequence[HeldOut],
 ) -> None:
     write_file(out / FIGURES, held_out_csv({"": rows}))
+    at_thresholds = [
+        line for fold in folds for line in read_thresholds(out / fold.name / BY_THRESHOLD)
+    ]
+    write_file(out / BY_THRESHOLD, thresholds_csv(at_thresholds))
+    labels = ModelFolder.read(out / folds[0].name / MODEL).description.labels
+    used = {label.name if len(labels) > 1 else "": label.threshold for label in labels}
     patients = {row.patient for row in rows}
     lines = [
         f"# {recipe.name} on {data.title}: cross-validation",
@@ -263,6 +276,8 @@ def _write_results(
         "the n cases for which a measure is defined.",
         "",
         *summary_lines(rows),
+        "",
+        *threshold_lines(at_thresholds, used),
     ]
     write_file(out / "summary.md", "\n".join(lines) + "\n")
     write_file(out / "boxes.svg", boxes({recipe.name: rows}))
