@@ -103,4 +103,3 @@ def test_without_a_model_of_the_same_task_the_row_says_why(host, panel, addModel
     panel.enter()
     assert not ui.ensembleBox.enabled
     assert panel._parameterNode.ensemble == ""
-    panel.ensemblePart.close()
