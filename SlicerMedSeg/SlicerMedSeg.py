@@ -1,5 +1,6 @@
 """SlicerMedSeg: lesion segmentation with MedSegCore inside 3D Slicer."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -67,6 +68,8 @@ class SlicerMedSegParameterNode:
         careful: full precision, averaged over mirrorings.
         uncertainty: also give uncertainty maps.
         dropout: one of them by dropout.
+        ensemble: ids of the models that answer together with it, with blanks between.
+        frames: JSON of {input key: frame of a 4-D input that the user chose}.
         region: the box to work in.
     """
 
@@ -75,6 +78,8 @@ class SlicerMedSegParameterNode:
     careful: bool = False
     uncertainty: bool = False
     dropout: bool = False
+    ensemble: str = ""
+    frames: str = "{}"
     region: vtkMRMLMarkupsROINode
 
 
@@ -86,6 +91,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self.readyPart = self.modelPart = self.inputsPart = self.runPart = None
+        self.ensemblePart = None
         self.registrationPart = self.resultsPart = self.attentionPart = None
         self.framePlayer = None
         self._parameterNode = None
@@ -113,6 +119,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self.readyPart.packagesReady:
             return
         from SlicerMedSegLib.AttentionPart import AttentionPart
+        from SlicerMedSegLib.EnsemblePart import EnsemblePart
         from SlicerMedSegLib.FrameRuns import FramePlayer
         from SlicerMedSegLib.InputsPart import InputsPart
         from SlicerMedSegLib.ModelPart import ModelPart
@@ -128,6 +135,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         runUi = self._load("RunPart", self.ui.runSection.layout())
         self._partUis = [inputsUi, runUi]
         self.runPart = RunPart(runUi, scene, self._runFinished, self._deviceChanged)
+        self.ensemblePart = EnsemblePart(runUi, self._ensembleChanged)
         # After the part itself has kept it.
         runUi.pythonEdit.connect("editingFinished()", self.readyPart.pythonChanged)
         self.inputsPart = InputsPart(inputsUi, scene, self._inputsChanged)
@@ -159,7 +167,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
         parts = (
             self.readyPart, self.modelPart, self.registrationPart, self.inputsPart, self.runPart,
-            self.attentionPart, self.resultsPart, self.framePlayer,
+            self.ensemblePart, self.attentionPart, self.resultsPart, self.framePlayer,
         )  # fmt: skip
         for part in parts:
             if part is not None:
@@ -204,13 +212,15 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         parameterNode = self.logic.getParameterNode()
         # Before the rows of another model are made, which remembers that they are empty.
         chosen = self._rememberedInputs(parameterNode.parameterNode)
+        frames, ensemble = json.loads(parameterNode.frames), parameterNode.ensemble.split()
         self.setParameterNode(parameterNode)
         if parameterNode.model:
             self.modelPart.choose(parameterNode.model)
+            self._offerEnsemble(self.modelPart.entry, ensemble)
         else:
             self._modelChanged(self.modelPart.entry)
         self.runPart.setDevice(parameterNode.device)
-        self.inputsPart.setNodes(chosen)
+        self.inputsPart.setNodes(chosen, frames)
 
     @staticmethod
     def _rememberedInputs(raw) -> dict:
@@ -253,7 +263,22 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is not None:
             known = entry is not None and entry.description is not None
             self._parameterNode.model = entry.description.id if known else ""
+        self._offerEnsemble(entry)
         self.inputsPart.setModel(entry.description if usable else None)
+
+    def _offerEnsemble(self, entry, ids=None) -> None:
+        usable = entry is not None and entry.usable
+        partners = self.modelPart.partners if usable else []
+        self.ensemblePart.offer(entry if usable else None, partners, ids)
+        self._rememberEnsemble()
+
+    def _rememberEnsemble(self) -> None:
+        if self._parameterNode is not None:
+            self._parameterNode.ensemble = " ".join(self.ensemblePart.ids)
+
+    def _ensembleChanged(self) -> None:
+        self._rememberEnsemble()
+        self.runPart.setJob(*self._job())
 
     def _inputsChanged(self) -> None:
         self._rememberInputs()
@@ -275,8 +300,12 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         reason = inputs.reason()
         if entry is None or reason:
             return None, reason
-        need = entry.description.memory_mb
-        job = Job(str(entry.path), inputs.inputNodes(), inputs.frames(), inputs.region(), need)
+        others = self.ensemblePart.entries
+        need = max(each.description.memory_mb for each in (entry, *others))
+        job = Job(
+            str(entry.path), inputs.inputNodes(), inputs.frames(), inputs.region(), need,
+            tuple(str(other.path) for other in others),
+        )  # fmt: skip
         return job, ""
 
     def _rememberInputs(self) -> None:
@@ -288,6 +317,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             for key in self.inputsPart.inputKeys():
                 node = chosen.get(key)
                 raw.SetNodeReferenceID(INPUT_REFERENCE + key, node.GetID() if node else None)
+            frames = {k: f for k, f in self.inputsPart.frames().items() if k in chosen}
+            self._parameterNode.frames = json.dumps(frames)
 
     def _deviceChanged(self, device: str) -> None:
         if self._parameterNode is not None:
@@ -319,32 +350,40 @@ class SlicerMedSegLogic(ScriptedLoadableModuleLogic):
         """What the scene remembers of the panel."""
         return SlicerMedSegParameterNode(super().getParameterNode())
 
-    def segment(self, model, inputNodes, options=None, progress=None, cancelled=None, python=None):
+    def segment(
+        self, model, inputNodes, options=None, progress=None, cancelled=None, python=None,
+        frames=None,
+    ):  # fmt: skip
         """Segment one case and put the result into the scene.
 
         Args:
             model: id or folder of a model.
             inputNodes: {input key of the model: volume node}.
             options: fields of `medsegcore.worker.protocol.RunOptions`, e.g. {"device": "cpu",
-                "mode": "careful"}.
+                "mode": "careful"}; {"ensemble": [...]} names further models of the same inputs and
+                labels, whose mean is the answer.
             progress: called with (stage, done, total, seconds left or None).
             cancelled: asked now and then; True ends the run.
             python: interpreter of the worker, or a whole command such as
                 "ssh host medseg worker"; the application's own when None. The worker stays warm
                 for the next call.
+            frames: {input key: frame of a 4-D input, from 0, or -1 for all}; the shown one where
+                none is given. Inputs that go through all their frames do so together.
 
         Returns:
-            `SlicerMedSegLib.ResultToScene.ResultNodes`.
+            `SlicerMedSegLib.ResultToScene.ResultNodes`; with -1 in `frames` a list, one for each
+            frame.
 
         Raises:
-            medsegcore.errors.MedSegError: with a sentence for the user; the scene is untouched.
+            medsegcore.errors.MedSegError: with a sentence for the user; the scene is untouched,
+                but for the frames that are finished.
         """
         addCoreToPath()
         from SlicerMedSegLib.Installation import checkInstalled
 
         checkInstalled(REQUIREMENTS, python)
         # A Slicer that lacks packages cannot import it.
-        from SlicerMedSegLib.Segmenting import segmentNodes
+        from SlicerMedSegLib.SegmentingFrames import segmentNodes
 
         application = getattr(slicer, "app", None)
         return segmentNodes(
@@ -356,6 +395,7 @@ class SlicerMedSegLogic(ScriptedLoadableModuleLogic):
             cancelled=cancelled,
             idle=application.processEvents if application is not None else None,
             python=python,
+            frames=frames,
         )
 
     def endWorker(self):

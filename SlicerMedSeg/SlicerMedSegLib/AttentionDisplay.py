@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import slicer
+import vtk
 
 from medsegcore.errors import MissingInputError, SettingError
 
@@ -185,6 +186,26 @@ class AttentionDisplay:
             composite.SetForegroundOpacity(opacity)
             composite.SetCompositing(slicer.vtkMRMLSliceCompositeNode.Alpha)
 
+    def _showLegend(self) -> None:
+        """In the slice views that show the map, and in no other view."""
+        shown = self.shown
+        logic = slicer.vtkSlicerColorLogic
+        legend = logic.GetColorLegendDisplayNode(shown) if shown is not None else None
+        if legend is None or legend.GetAttribute(LEGEND) != MADE:
+            return
+        seen = [c for c in self._ours() if c.GetForegroundOpacity() > 0]
+        nodes = [node for node in map(_sliceNode, seen) if node is not None]
+        views = [node.GetID() for node in nodes]
+        before = [legend.GetNthViewNodeID(n) for n in range(legend.GetNumberOfViewNodeIDs())]
+        if views == before and views:
+            return
+        legend.RemoveAllViewNodeIDs()
+        for view in views:
+            legend.AddViewNodeID(view)
+        # Without a view of its own it would be shown in all.
+        if not views or not before:
+            legend.SetVisibility(bool(views))
+
     def _legendOn(self, volumeNode) -> None:
         logic = slicer.vtkSlicerColorLogic
         legend = logic.GetColorLegendDisplayNode(volumeNode)
@@ -199,12 +220,8 @@ class AttentionDisplay:
             legend.GetLabelTextProperty().SetFontSize(10)
         elif legend.GetAttribute(LEGEND) is None:
             legend.SetAttribute(LEGEND, str(legend.GetVisibility()))
-        # The 3D view shows no map, so its legend would explain nothing.
-        if legend.GetAttribute(LEGEND) == MADE:
-            legend.RemoveAllViewNodeIDs()
-            for node in slicer.util.getNodesByClass("vtkMRMLSliceNode", self.scene):
-                legend.AddViewNodeID(node.GetID())
         legend.SetVisibility(1)
+        self._showLegend()
 
     def _legendOff(self, volumeNode) -> None:
         legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(volumeNode)
@@ -216,12 +233,15 @@ class AttentionDisplay:
             legend.RemoveAttribute(LEGEND)
 
     def _observe(self) -> None:
-        if len(self._observers):
-            return
+        self._observers.clear()
         onSceneClose(self._observers, self.scene, self.off)
         # A layout with further views adds their nodes.
         self._observers.add(self.scene, slicer.vtkMRMLScene.NodeAddedEvent, self._nodeAdded)
         self._observers.add(self.scene, slicer.vtkMRMLScene.NodeRemovedEvent, self._nodeRemoved)
+        for composite in self._composites():
+            self._observers.add(
+                composite, vtk.vtkCommand.ModifiedEvent, lambda *_args: self._showLegend()
+            )
 
     def _nodeAdded(self, *_args) -> None:
         shown, ours = self.shown, self._ours()
@@ -233,6 +253,7 @@ class AttentionDisplay:
         for composite in fresh:
             self._layOver(composite, shown, opacity)
         self._legendOn(shown)
+        self._observe()
 
     def _nodeRemoved(self, *_args) -> None:
         """The map itself was deleted: the views get back what they had."""
@@ -245,17 +266,16 @@ def _checkOpacity(opacity: float) -> None:
         raise SettingError(f"The opacity is {opacity:g}.", "Give a value from 0 to 1.")
 
 
+def _sliceNode(composite):
+    """The slice node of the same view, None before it is there."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode", composite.GetScene())
+    return next((n for n in nodes if n.GetLayoutName() == composite.GetLayoutName()), None)
+
+
 @contextlib.contextmanager
 def fieldOfViewKept(composite) -> Iterator[None]:
     """Views may fit themselves to a new foreground; the user's zoom and place stay."""
-    node = next(
-        (
-            n
-            for n in slicer.util.getNodesByClass("vtkMRMLSliceNode", composite.GetScene())
-            if n.GetLayoutName() == composite.GetLayoutName()
-        ),
-        None,
-    )
+    node = _sliceNode(composite)
     if node is None:
         yield
         return

@@ -33,7 +33,10 @@ VOLUMES = [
 
 @dataclass
 class _Row:
-    """The widgets of one input, and whether the user has chosen in them."""
+    """The widgets of one input, and whether the user has chosen in them.
+
+    `wanted` is the frame to choose as soon as the node's frames are known.
+    """
 
     spec: InputSpec
     title: Any
@@ -43,11 +46,12 @@ class _Row:
     byUser: bool = False
     node: Any = None
     proposal: Proposal | None = None
+    wanted: int | None = None
 
     @property
     def frame(self) -> int | None:
         """The chosen frame of a 4-D node, `ALL_FRAMES`, or None for the shown one."""
-        return self.frameBox.currentData if self.frameBox.count else None
+        return self.frameBox.currentData if self.frameBox.count else self.wanted
 
 
 class InputsPart:
@@ -111,12 +115,15 @@ class InputsPart:
         self._ui.emptyLabel.visible = description is None
         self.setNodes(before)
 
-    def setNodes(self, nodes: Mapping[str, Any]) -> None:
-        """Choose volumes for inputs, by key, as the user would."""
+    def setNodes(self, nodes: Mapping[str, Any], frames: Mapping[str, int] | None = None) -> None:
+        """Choose volumes for inputs, and frames of 4-D ones, by key, as the user would."""
         for key, node in nodes.items():
             if key in self._rows and node is not None:
                 self._put(self._rows[key], node)
                 self._rows[key].byUser = True
+        for key, frame in (frames or {}).items():
+            if key in self._rows and nodes.get(key) is not None:
+                self._want(self._rows[key], frame)
         self._chosen()
 
     def inputKeys(self) -> list[str]:
@@ -218,7 +225,7 @@ class InputsPart:
         row = _Row(spec, title, selector, frameBox, why)
         selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._selected(row, node))
         selector.connect("nodeActivated(vtkMRMLNode*)", lambda node: self._confirmed(row))
-        frameBox.connect("currentIndexChanged(int)", lambda index: self._chosen())
+        frameBox.connect("currentIndexChanged(int)", lambda index: self._frameChosen(row))
         return row
 
     def _removeRows(self) -> None:
@@ -274,6 +281,11 @@ class InputsPart:
             row.byUser, row.proposal = True, None
             self._chosen()
 
+    def _frameChosen(self, row: _Row) -> None:
+        # Who chooses a frame has chosen what it is a frame of.
+        row.byUser, row.proposal = True, None
+        self._chosen()
+
     def _chosen(self, *_arguments) -> None:
         """Until the new choice has been looked at, nothing is known about it."""
         self.findings = None
@@ -317,9 +329,17 @@ class InputsPart:
         row.why.text = text
         row.why.visible = bool(text)
 
+    @staticmethod
+    def _want(row: _Row, frame: int) -> None:
+        blocked = row.frameBox.blockSignals(True)
+        row.frameBox.clear()
+        row.frameBox.blockSignals(blocked)
+        row.wanted = frame
+
     def _fillFrames(self, row: _Row) -> None:
         frames = framesOf(row.node)
         box, before = row.frameBox, row.frame
+        row.wanted = None
         labels = [] if frames is None else list(frames.labels)
         blocked = box.blockSignals(True)
         box.clear()

@@ -128,6 +128,18 @@ class ModelCatalog:
         """What there is to filter by."""
         return sorted({modality for entry in self._entries for modality in entry.modalities})
 
+    def partners(self, entry: CatalogEntry) -> list[CatalogEntry]:
+        """The other models that can be used and whose answers can be averaged with its own."""
+        return [
+            other
+            for other in self._entries
+            if other.usable
+            and other.description is not None
+            and entry.description is not None
+            and other.path != entry.path
+            and other.description.same_task(entry.description)
+        ]
+
     def entry(self, idOrPath: str | Path) -> CatalogEntry:
         """The model of that id or in that folder.
 

@@ -9,6 +9,7 @@ import slicer
 
 from medsegcore.errors import MedSegError
 
+from .CheckableBox import fill, ticked
 from .ModelCatalog import CatalogEntry, ModelCatalog, modelCardHtml
 from .Translation import _
 
@@ -59,6 +60,11 @@ class ModelPart:
         """The model that is chosen."""
         return self._entry
 
+    @property
+    def partners(self) -> list[CatalogEntry]:
+        """The models that can answer together with the chosen one."""
+        return self._catalog.partners(self._entry) if self._entry is not None else []
+
     def choose(self, path: str) -> None:
         """Choose the model with that id or folder; none when there is no such model."""
         try:
@@ -93,7 +99,7 @@ class ModelPart:
         before = box.currentData
         blocked = box.blockSignals(True)
         box.clear()
-        box.addItem(_("Any anatomy"), "")
+        box.addItem(_("All anatomies"), "")
         for choice in self._catalog.anatomies():
             box.addItem(choice, choice)
         box.setCurrentIndex(max(box.findData(before), 0))
@@ -104,25 +110,20 @@ class ModelPart:
         """List what the models take; all are ticked but those that the user has left out."""
         box = self._ui.modalityBox
         if left is None:
-            left = self._modalities(qt.Qt.Unchecked)
-        blocked = box.blockSignals(True)
-        box.clear()
-        for n, choice in enumerate(self._catalog.modalities()):
-            box.addItem(choice)
-            state = qt.Qt.Unchecked if choice in left else qt.Qt.Checked
-            box.setCheckState(box.checkableModel().index(n, 0), state)
-        box.blockSignals(blocked)
+            offered = frozenset(box.itemText(n) for n in range(box.count))
+            left = offered - self._modalities()
+        choices = self._catalog.modalities()
+        fill(box, choices, [n for n, choice in enumerate(choices) if choice not in left])
 
-    def _modalities(self, state: int) -> frozenset[str]:
-        """The images that are ticked, or not."""
+    def _modalities(self) -> frozenset[str]:
+        """The images that are ticked."""
         box = self._ui.modalityBox
-        indexes = [box.checkableModel().index(n, 0) for n in range(box.count)]
-        return frozenset(i.data() for i in indexes if box.checkState(i) == state)
+        return frozenset(box.itemText(n) for n in ticked(box))
 
     def _fillList(self) -> None:
         ui = self._ui
         self._shown = self._catalog.entries(
-            ui.searchEdit.text, ui.anatomyBox.currentData or "", self._modalities(qt.Qt.Checked)
+            ui.searchEdit.text, ui.anatomyBox.currentData or "", self._modalities()
         )
         blocked = ui.modelList.blockSignals(True)
         ui.modelList.clear()

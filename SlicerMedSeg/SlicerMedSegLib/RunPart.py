@@ -31,7 +31,8 @@ class Job:
         inputNodes: {input key: volume node}, of the inputs that are given.
         frames: {input key: frame of a 4-D input, from 0, or `ALL_FRAMES`}.
         region: the box to work in, None for everywhere.
-        needMb: the model's estimate of memory.
+        needMb: the model's estimate of memory; the largest of several, which run in turn.
+        ensemble: folders of further models that answer together with it.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Job:
     frames: Mapping[str, int] = field(default_factory=dict)
     region: Region | None = None
     needMb: float = 0.0
+    ensemble: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,7 @@ class RunPart:
             "mode": "careful" if self._ui.carefulCheckBox.checked else "fast",
             "uncertainty": self._ui.uncertaintyCheckBox.checked,
             "dropout": DROPOUT_PASSES if self._ui.dropoutCheckBox.checked else 0,
+            "ensemble": job.ensemble,
         }
         try:
             self._run = startSegmentation(

@@ -9,14 +9,14 @@ import numpy as np
 from medsegcore.errors import CancelledError, MissingInputError
 from medsegcore.imaging import Region
 from medsegcore.inference import Result
-from medsegcore.inference.preprocess import check_keys
-from medsegcore.models import ModelStore
+from medsegcore.inference.preprocess import check_keys, check_same_task
+from medsegcore.models import ModelDescription, ModelStore
 from medsegcore.worker.client import Request
 from medsegcore.worker.protocol import RunOptions
 
 from .InputFrames import imageOfFrame
 from .ResultToScene import ResultNodes, rememberInputs, resultSteps
-from .Running import WarmWorker, warmWorker
+from .Running import WarmWorker
 from .Steps import EventLoopSteps, Steps, copyInSteps, runToEnd
 from .Translation import _
 
@@ -38,7 +38,7 @@ class Segmentation:
         finished: called once with this object.
         frames: {input key: frame of a 4-D input, from 0}; the shown one where none is given.
         region: the box to work in; everywhere when None.
-        title: of the result; the model's when empty.
+        title: of the result; as `describeRun` has it when empty.
         live: for the panel; without an event loop nothing would go on.
 
     Attributes:
@@ -69,15 +69,15 @@ class Segmentation:
         self.nodes: ResultNodes | None = None
         self.error: Exception | None = None
         self._worker, self._scene, self._finished = worker, scene, finished
-        description = ModelStore().find(model).description
+        options = RunOptions.of(options)
+        description, itsTitle = describeRun(model, options)
         check_keys(description, inputNodes)
         _checkNotTwice(inputNodes)
         self._reference: Any = inputNodes[description.reference_of(inputNodes)]
         _checkReferenceIsVolume(self._reference)
-        options = RunOptions.of(options)
         if region is not None:
             options = replace(options, region=region.as_dict())
-        self._title = title or description.title
+        self._title = title or itsTitle
         self._inputs = {key: node for key, node in inputNodes.items() if node is not None}
         self.request: Request | None = None
         self._live = live
@@ -162,29 +162,18 @@ class Segmentation:
         )
 
 
-def segmentNodes(
-    scene, model: str, inputNodes: dict, options=None, progress=None, cancelled=None, idle=None,
-    python=None,
-) -> ResultNodes:  # fmt: skip
-    """Run a model on volume nodes, wait, and add the result; the worker stays warm.
-
-    Args:
-        scene, model, inputNodes, options, progress: as `Segmentation`.
-        cancelled: asked now and then; True ends the run within about a second.
-        idle: called while waiting, e.g. to keep an interface alive.
-        python: interpreter or command of the worker, as `Running.workerCommand`.
+def describeRun(model: str, options: RunOptions) -> tuple[ModelDescription, str]:
+    """The model that a run begins with, and a title that names all of its models.
 
     Raises:
-        MedSegError: with a sentence for the user; the scene is untouched.
+        ModelError: one of them is not there, or they do not go together.
     """
-    worker = warmWorker(python)
-    run = Segmentation(worker, scene, model, inputNodes, options, progress)
-    assert run.request is not None
-    worker.wait(run.request, cancelled, idle)
-    if run.error is not None:
-        raise run.error
-    assert run.nodes is not None
-    return run.nodes
+    first, *others = [ModelStore().find(m).description for m in (model, *options.ensemble)]
+    check_same_task([first, *others])
+    if not others:
+        return first, first.title
+    names = ", ".join(description.id for description in others)
+    return first, _("{title} together with {names}").format(title=first.title, names=names)
 
 
 def _checkReferenceIsVolume(node) -> None:

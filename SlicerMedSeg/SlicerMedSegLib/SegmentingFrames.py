@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Mapping
 
 from medsegcore.imaging import Region
-from medsegcore.models import ModelStore
+from medsegcore.worker.client import Request
+from medsegcore.worker.protocol import RunOptions
 
 from .FrameRuns import FrameRuns
 from .InputFrames import ALL_FRAMES, frameSets, framesOf
 from .ResultToScene import ResultNodes
-from .Running import WarmWorker
-from .Segmenting import Segmentation
+from .Running import WarmWorker, warmWorker
+from .Segmenting import Segmentation, describeRun
 from .Translation import _
 
 
@@ -22,6 +23,7 @@ class SegmentationSeries:
 
     Attributes:
         nodes: of the last frame that is finished, None before the first one is.
+        finishedNodes: of all frames that are finished.
         error: what ended the series, None when every frame was segmented.
         where: which frame is on its way, for the user.
     """
@@ -40,12 +42,13 @@ class SegmentationSeries:
         live: bool = False,
     ) -> None:
         self.nodes: ResultNodes | None = None
+        self.finishedNodes: list[ResultNodes] = []
         self.error: Exception | None = None
         self.where = ""
         self._common = (worker, scene, model, inputNodes, options)
         self._progress, self._finished = progress, finished
         self._region, self._live = region, live
-        description = ModelStore().find(model).description
+        description, self._title = describeRun(model, RunOptions.of(options))
         self._sets = frameSets(inputNodes, frames)
         series = [key for key, frame in frames.items() if frame == ALL_FRAMES]
         # What the answers lie on leads; else what shows frames in the views.
@@ -55,10 +58,14 @@ class SegmentationSeries:
         lead = inputNodes[series[0]]
         found = framesOf(lead)
         self._labels = found.labels if found is not None else ["1"]
-        self._title = description.title
         self._runs = FrameRuns(scene, lead, _("{title}, all frames").format(title=self._title))
         self._done, self._started = 0, time.monotonic()
         self._run = self._start()
+
+    @property
+    def request(self) -> Request | None:
+        """Of the worker, for the frame that is on its way."""
+        return self._run.request
 
     def cancel(self) -> None:
         """End the frame that is on its way; those that are finished stay."""
@@ -88,6 +95,7 @@ class SegmentationSeries:
         if run.nodes is not None:
             try:
                 self.nodes = run.nodes
+                self.finishedNodes.append(run.nodes)
                 self._runs.add(self._done, run.nodes)
                 self._done += 1
                 if self._done < len(self._sets):
@@ -113,3 +121,40 @@ def startSegmentation(
     if ALL_FRAMES in frames.values():
         return SegmentationSeries(*run, live=live)
     return Segmentation(*run, live=live)
+
+
+def segmentNodes(
+    scene, model: str, inputNodes: dict, options=None, progress=None, cancelled=None, idle=None,
+    python=None, frames: Mapping[str, int] | None = None,
+) -> ResultNodes | list[ResultNodes]:  # fmt: skip
+    """Run a model on volume nodes, wait, and add the result; the worker stays warm.
+
+    Args:
+        scene, model, inputNodes, options, progress: as `Segmentation`.
+        cancelled: asked now and then; True ends the run within about a second.
+        idle: called while waiting, e.g. to keep an interface alive.
+        python: interpreter or command of the worker, as `Running.workerCommand`.
+        frames: as `Segmentation`, or `ALL_FRAMES`.
+
+    Returns:
+        The nodes of the result; a list with those of each frame when an input goes through all its
+        frames.
+
+    Raises:
+        MedSegError: with a sentence for the user; the scene is untouched but for the frames that
+            are finished.
+    """
+    worker = warmWorker(python)
+    ended: list[Segmentation | SegmentationSeries] = []
+    run = startSegmentation(
+        worker, scene, model, inputNodes, options, progress, ended.append, frames or {}
+    )
+    while not ended:
+        assert run.request is not None
+        worker.wait(run.request, cancelled, idle)
+    if run.error is not None:
+        raise run.error
+    if isinstance(run, SegmentationSeries):
+        return run.finishedNodes
+    assert run.nodes is not None
+    return run.nodes

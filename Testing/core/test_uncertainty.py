@@ -150,7 +150,14 @@ def test_an_ensemble_is_the_mean_and_its_models_disagree(shipped_model, small):
             weights *= 1.02
     answers = [m.predict(small, attention=False).probabilities["MS lesion"] for m in both.members]
     assert not np.array_equal(*answers)
-    result = both.predict(small, attention=False, thresholds={"MS lesion": 0.4})
+    told = []
+    result = both.predict(
+        small, attention=False, uncertainty=True, thresholds={"MS lesion": 0.4},
+        progress=lambda *event: told.append(event),
+    )  # fmt: skip
+    done = [d / t for stage, d, t, _left in told if stage == "segment"]
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0.0, 1.0)
     mean = np.mean(answers, axis=0)
     np.testing.assert_allclose(result.probabilities["MS lesion"], mean, atol=1e-6)
     assert np.array_equal(result.labelmap > 0, mean >= np.float32(0.4))
@@ -162,6 +169,21 @@ def test_an_ensemble_is_the_mean_and_its_models_disagree(shipped_model, small):
     assert uncertainty(result, "uncertainty_entropy").values.max() > 0
     assert len(result.provenance["models"]) == 2
     assert result.lesions
+
+
+def test_what_one_model_of_an_ensemble_can_tell_alone_is_the_firsts(shipped_model, small):
+    both = EnsemblePredictor([shipped_model, shipped_model], device="cpu")
+    for layer in both.members[1].network.modules():
+        if isinstance(layer, torch.nn.Dropout3d):
+            layer.p = 0.0
+    part = {key: image.with_array(image.array[:16, :32, :32]) for key, image in small.items()}
+    result = both.predict(part, mirror=True, uncertainty=True, dropout=2)
+    keys = [shown.key for shown in result.attention]
+    assert keys[:-4] == [spec.key for spec in shipped_model.description.attention]
+    assert keys[-4:] == [
+        "uncertainty_mirroring", "uncertainty_dropout", "uncertainty_ensemble",
+        "uncertainty_entropy",
+    ]  # fmt: skip
 
 
 def test_an_ensemble_of_other_labels_is_refused(shipped_model, model_copy):

@@ -224,8 +224,10 @@ def test_an_adc_that_is_no_adc_is_told_before_the_run(host, prostate):
     assert prostate.reason() == ""
 
 
-def test_a_frame_of_a_four_dimensional_input_is_chosen(host, part, addSample, ms_images):
-    nodes = addSample(CROP)
+def test_a_frame_of_a_four_dimensional_input_is_chosen_and_saved_with_the_scene(
+    host, panel, part, addSample, ms_images, tmp_path
+):
+    addSample(CROP)
     image = ms_images["t2"]
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
     sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "T2 series")
@@ -248,11 +250,22 @@ def test_a_frame_of_a_four_dimensional_input_is_chosen(host, part, addSample, ms
     looked(host, part)
     assert part.frames() == {"t2": 2}
     assert any("frame 3 of 3" in text for text in findings(part))
+    host.core.saveScene(tmp_path / "scene.mrb")
+    slicer.mrmlScene.Clear()
+    looked(host, part)
+    host.core.loadScene(tmp_path / "scene.mrb")
+    host.waitUntil(lambda: len(names(part)) == 3)
+    looked(host, part)
+    assert part.frames() == {"t2": 2}
+    box = part._rows["t2"].frameBox
+    assert box.currentText == "3 of 3 (time = 2 s)"
+    host.wait(300)
+    assert panel.runPart._job.frames == {"t2": 2}
     host.choose(selector(part, "t2"), "MS T2")
     looked(host, part)
     assert not box.visible
     assert part.frames() == {}
-    assert nodes["t2"] is part.inputNodes()["t2"]
+    assert part.inputNodes()["t2"].GetName() == "MS T2"
 
 
 def test_a_box_around_the_reference_is_made_and_pulled_smaller(host, panel, part, addSample):

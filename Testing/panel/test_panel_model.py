@@ -51,6 +51,9 @@ def test_a_click_on_a_model_shows_its_card_and_its_inputs(host, panel, ui, tmp_p
 
 def test_search_and_filters_narrow_the_list_and_the_choice_stays(host, panel, ui):
     clickModel(host, ui, 0)
+    # The box of the inputs says "All" by itself: the words before it say of what.
+    assert (ui.anatomyBox.currentText, ui.modalityLabel.text) == ("All anatomies", "Inputs:")
+    assert ui.modalityBox.allChecked()
     host.type(ui.searchEdit, "prostate")
     assert titles(ui) == []
     assert "No model fits" in ui.modelMessageLabel.text

@@ -264,6 +264,20 @@ def test_all_frames_are_segmented_one_after_the_other_and_play_with_the_images(
     assert [display.GetVisibility() for display in segmentations] == [0, 1]
 
 
+def test_a_script_segments_all_frames(host, panel, ms_visits, make_sequence):
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Visits")
+    proxies = {
+        key: make_sequence(host.core, browser, key.upper(), [visit[key] for visit in ms_visits])
+        for key in ("flair", "t1")
+    }
+    every = dict.fromkeys(proxies, -1)
+    first, second = panel.logic.segment(MODEL, proxies, {"device": "cpu"}, frames=every)
+    assert not np.array_equal(*(slicer.util.arrayFromVolume(n.answer) for n in (first, second)))
+    alone = panel.logic.segment(MODEL, proxies, {"device": "cpu"}, frames={"flair": 1, "t1": 1})
+    assert np.array_equal(*(slicer.util.arrayFromVolume(n.answer) for n in (alone, second)))
+    assert len(findRuns(slicer.mrmlScene)) == 3
+
+
 def test_a_device_that_a_scene_brings_but_the_machine_lacks_is_not_used(host, panel, addSample):
     addSample(SMALL)
     panel.runPart.setDevice("cuda:7")

@@ -105,6 +105,34 @@ def test_the_map_has_a_color_legend_in_slice_views_alone(core, nodes, views):
     assert not np.array_equal(views[0].capture(), with_legend)
 
 
+def test_a_view_that_does_not_show_the_map_has_no_legend(core, nodes, views, flair):
+    volume = nodes.attention["decoder"]
+    AttentionDisplay(core.scene).show(volume, 0.0)
+    legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(volume)
+
+    def seen():
+        there = [legend.IsDisplayableInView(v.node.GetID()) for v in views]
+        return there if legend.GetVisibility() else None
+
+    assert seen() is None
+    AttentionDisplay(core.scene).setOpacity(0.8)
+    display = AttentionDisplay(core.scene)
+    display.setOpacity(0.7)
+    assert seen() == [1, 1]
+    axial, sagittal = (v.logic.GetSliceCompositeNode() for v in views)
+    sagittal.SetForegroundVolumeID(flair.GetID())
+    assert seen() == [1, 0]
+    # Who hides the legend does not get it back by looking at the map otherwise.
+    legend.SetVisibility(0)
+    axial.SetForegroundOpacity(0.5)
+    assert seen() is None
+    legend.SetVisibility(1)
+    axial.SetForegroundOpacity(0)
+    assert seen() is None
+    sagittal.SetForegroundVolumeID(volume.GetID())
+    assert seen() == [0, 1]
+
+
 def test_a_legend_that_the_user_had_stays_as_it_was(core, nodes, views):
     volume = nodes.attention["decoder"]
     legend = slicer.vtkSlicerColorLogic.AddDefaultColorLegendDisplayNode(volume)

@@ -15,8 +15,8 @@ from SlicerMedSegLib.NodeNames import FRAME
 from SlicerMedSegLib.ResultToScene import findRuns
 from SlicerMedSegLib.Running import endWorker, warmWorker
 from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
-from SlicerMedSegLib.Segmenting import Segmentation, segmentNodes
-from SlicerMedSegLib.SegmentingFrames import SegmentationSeries, startSegmentation
+from SlicerMedSegLib.Segmenting import Segmentation
+from SlicerMedSegLib.SegmentingFrames import SegmentationSeries, segmentNodes, startSegmentation
 
 MODEL = "ms-lesion-rsanet"
 CPU = {"device": "cpu"}

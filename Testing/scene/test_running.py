@@ -25,7 +25,8 @@ from SlicerMedSegLib.InputRegion import regionFromRoiNode
 from SlicerMedSegLib.ResultToScene import findRuns
 from SlicerMedSegLib.Running import WarmWorker, endWorker, warmWorker, workerCommand
 from SlicerMedSegLib.SceneConversion import imageFromVolumeNode, volumeNodeFromImage
-from SlicerMedSegLib.Segmenting import Segmentation, segmentNodes
+from SlicerMedSegLib.Segmenting import Segmentation
+from SlicerMedSegLib.SegmentingFrames import segmentNodes
 
 MODEL = "ms-lesion-rsanet"
 CPU = {"device": "cpu"}

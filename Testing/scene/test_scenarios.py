@@ -5,7 +5,7 @@ import slicer
 
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
 from SlicerMedSegLib.Scenarios import SCENARIOS
-from SlicerMedSegLib.Segmenting import segmentNodes
+from SlicerMedSegLib.SegmentingFrames import segmentNodes
 
 
 class Logic:

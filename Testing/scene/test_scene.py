@@ -300,7 +300,7 @@ def test_the_core_gives_slicers_scene_back_when_it_closes():
 
 
 def test_one_volume_for_two_inputs_is_refused(core, flair):
-    from SlicerMedSegLib.Segmenting import segmentNodes
+    from SlicerMedSegLib.SegmentingFrames import segmentNodes
 
     with pytest.raises(MissingInputError, match="same volume is chosen for 't1' and 'flair'"):
         segmentNodes(core.scene, "ms-lesion-rsanet", {"t1": flair, "flair": flair})

@@ -1,11 +1,11 @@
 """From a patient's images to the network's input: what model.json says, and nothing else."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from medsegcore.errors import EmptyImageError, MissingInputError
+from medsegcore.errors import EmptyImageError, MissingInputError, ModelError
 from medsegcore.imaging import (
     Grid,
     Image,
@@ -131,6 +131,17 @@ def with_neighbours(volume: np.ndarray, neighbours: int) -> np.ndarray:
     count = volume.shape[1]
     at = [np.clip(np.arange(count) + n, 0, count - 1) for n in range(-neighbours, neighbours + 1)]
     return np.stack([volume[:, k] for k in at], axis=1).reshape(-1, *volume.shape[1:])
+
+
+def check_same_task(descriptions: Sequence[ModelDescription]) -> None:
+    """Raise ModelError when the answers of these models cannot be averaged."""
+    first = descriptions[0]
+    for description in descriptions[1:]:
+        if not first.same_task(description):
+            raise ModelError(
+                f"'{description.id}' has other inputs or labels than '{first.id}'.",
+                "Take models of the same inputs and labels together.",
+            )
 
 
 def check_keys(description: ModelDescription, images: Collection[str]) -> None:

@@ -325,6 +325,10 @@ class ModelDescription(Part):
         """Whether nothing can be answered without that input."""
         return spec.required or self.missing_input == "refuse"
 
+    def same_task(self, other: "ModelDescription") -> bool:
+        """Whether both take the same inputs and answer with the same labels on the same grid."""
+        return _task(self) == _task(other)
+
     def reference_of(self, given: Collection[str]) -> str | None:
         """Key of the reference; with "one_of" the one of the inputs that is given, if any is."""
         if self.reference is not None:
@@ -334,6 +338,11 @@ class ModelDescription(Part):
     def input(self, key: str) -> InputSpec:
         """The input of that key (KeyError when there is none)."""
         return {spec.key: spec for spec in self.inputs}[key]
+
+
+def _task(d: ModelDescription) -> tuple:
+    inputs = sorted((spec.key, d.needs(spec)) for spec in d.inputs)
+    return inputs, d.reference, [(label.value, label.name) for label in d.labels]
 
 
 def json_schema() -> str:

@@ -21,7 +21,7 @@ NAME.npy in the client's private folder, otherwise the frames of that name.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,8 @@ class RunOptions:
         uncertainty: also give the entropy and, when "careful", the spread over the mirrorings.
         dropout: passes with dropout on, whose spread is also given; 0 for none.
         region: a box to work in, as `Region.as_dict` has it, or None.
+        ensemble: ids or folders of further models of the same task: the answer is the mean of all,
+            and how far they disagree is also given.
 
     Raises:
         SettingError: an unknown mode, or a value that is not of its type.
@@ -76,13 +78,17 @@ class RunOptions:
     uncertainty: bool = False
     region: Mapping[str, Any] | None = None
     dropout: int = 0
+    ensemble: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise SettingError(f"There is no mode '{self.mode}'.", f"Modes: {', '.join(MODES)}.")
         numbers = (self.min_lesion_ml, self.dropout, *self.thresholds.values())
-        if not isinstance(self.device, str) or not all(
-            isinstance(number, (int, float)) for number in numbers
+        texts = (self.device, *self.ensemble)
+        if (
+            isinstance(self.ensemble, str)
+            or not all(isinstance(text, str) for text in texts)
+            or not all(isinstance(number, (int, float)) for number in numbers)
         ):
             raise SettingError("An option of the run is not of its type.", "Correct the options.")
 

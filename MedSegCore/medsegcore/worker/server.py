@@ -207,7 +207,7 @@ class Server:
         )  # fmt: skip
 
     def _load(self, request: int, message: dict) -> None:
-        predictor = self._warm(request, message)
+        predictor = self._warm(request, str(message["model"]), _options(message))
         free, _ = memory_mb(str(predictor.device))
         description = predictor.description
         self._event(
@@ -216,9 +216,9 @@ class Server:
             model={"id": description.id, "version": description.version},
         )  # fmt: skip
 
-    def _warm(self, request: int, message: dict) -> Any:
+    def _warm(self, request: int, model: str, options: RunOptions) -> Any:
         self._event("progress", request, stage="load", done=0, total=1, eta_s=None)
-        predictor = self._models.get(str(message["model"]), _options(message))
+        predictor = self._models.get(model, options)
         self._event("progress", request, stage="load", done=1, total=1, eta_s=0.0)
         self._check()
         return predictor
@@ -229,16 +229,20 @@ class Server:
             message.get("images"), lambda named: self._arrays.get(request, named)
         )
         region = Region.from_dict(options.region) if options.region is not None else None
-        predictor = self._warm(request, message)
-        result = predictor.predict(
-            images, mirror=options.mirror, attention=options.attention,
-            uncertainty=options.uncertainty, dropout=options.dropout, region=region,
-            thresholds=options.thresholds, min_lesion_ml=options.min_lesion_ml,
-            progress=lambda stage, done, total, eta_s: self._event(
+        settings = {
+            "mirror": options.mirror, "attention": options.attention, "region": region,
+            "uncertainty": options.uncertainty, "dropout": options.dropout,
+            "thresholds": options.thresholds, "min_lesion_ml": options.min_lesion_ml,
+            "progress": lambda stage, done, total, eta_s: self._event(
                 "progress", request, stage=stage, done=done, total=total, eta_s=eta_s
             ),
-            cancelled=lambda: request in self._cancelled,
-        )  # fmt: skip
+            "cancelled": lambda: request in self._cancelled,
+        }  # fmt: skip
+        models = [str(message["model"]), *options.ensemble]
+        if options.ensemble:
+            result = self._predict_together(request, models, options, images, settings)
+        else:
+            result = self._warm(request, models[0], options).predict(images, **settings)
         sender = _Sender(self, request)
         try:
             encoded = protocol.encode_result(result, sender.put)
@@ -247,6 +251,18 @@ class Server:
         except BaseException:
             sender.undo()
             raise
+
+    def _predict_together(
+        self, request: int, models: list[str], options: RunOptions, images: Any, settings: dict
+    ) -> Any:
+        from medsegcore.inference.ensemble import predict_in_turn
+        from medsegcore.inference.preprocess import check_same_task
+        from medsegcore.models import ModelStore
+
+        check_same_task([ModelStore().find(model).description for model in models])
+        # One after the other, so that they need no more memory than the largest.
+        members = (self._warm(request, model, options) for model in models)
+        return predict_in_turn(members, len(models), images, **settings)
 
     # Writing, from both threads.
 

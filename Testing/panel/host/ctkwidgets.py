@@ -438,7 +438,7 @@ class ctkCheckableComboBox(QtWidgets.QComboBox):
         option = QtWidgets.QStyleOptionComboBox()
         self.initStyleOption(option)
         texts = [index.data() for index in self.checkedIndexes()]
-        whole = "All" if self.allChecked() else "None"
+        whole = "All" if texts else "None"
         option.currentText = ", ".join(texts) if 0 < len(texts) < self.count() else whole
         painter.drawComplexControl(QtWidgets.QStyle.ComplexControl.CC_ComboBox, option)
         painter.drawControl(QtWidgets.QStyle.ControlElement.CE_ComboBoxLabel, option)

@@ -1,0 +1,108 @@
+"""The worker runs several models one after the other, as `EnsemblePredictor` does."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import medsegcore
+from medsegcore.errors import CancelledError, ModelError, ModelNotFoundError, SettingError
+from medsegcore.imaging import Image
+from medsegcore.inference import EnsemblePredictor
+from medsegcore.models import ModelFolder
+from medsegcore.worker.client import WorkerClient
+from medsegcore.worker.protocol import RunOptions
+
+MODEL = "ms-lesion-rsanet"
+CPU = {"device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def small(ms_images):
+    box = (slice(60, 76), slice(60, 108), slice(50, 98))
+    return {
+        key: Image(image.array[box], image.grid.crop(box).affine)
+        for key, image in ms_images.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def worker():
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(medsegcore.__file__).parents[1]),
+    }
+    client = WorkerClient([sys.executable, "-m", "medsegcore.worker"], environment)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def other(shipped_model, tmp_path_factory):
+    """The shipped model with slightly other weights and under another id."""
+    network = shipped_model.load_network()
+    with torch.no_grad():
+        for weights in network.parameters():
+            weights *= 1.02
+    description = shipped_model.description.model_copy(update={"id": "fold-2"})
+    return ModelFolder.write(tmp_path_factory.mktemp("models") / "fold-2", description, network)
+
+
+def test_the_worker_answers_as_the_ensemble_and_names_all_models(
+    worker, small, shipped_model, other
+):
+    expected = EnsemblePredictor([shipped_model, other], "cpu").predict(small, uncertainty=True)
+    told = []
+    options = {**CPU, "ensemble": [str(other.path)], "uncertainty": True}
+    result = worker.wait(
+        worker.predict(MODEL, small, options, progress=lambda *event: told.append(event))
+    )
+    assert [m["id"] for m in result.provenance["models"]] == [MODEL, "fold-2"]
+    assert [a.key for a in result.attention] == [a.key for a in expected.attention]
+    (ours, theirs) = (
+        next(a for a in found.attention if a.key == "uncertainty_ensemble")
+        for found in (result, expected)
+    )
+    assert theirs.values.max() > 0.9
+    np.testing.assert_allclose(ours.values, theirs.values, atol=1e-4)
+    for name, array in expected.probabilities.items():
+        np.testing.assert_allclose(result.probabilities[name], array, atol=1e-5)
+    assert [stage for stage, *_ in told].count("load") == 4
+    # The second model is half of the work.
+    done = [d / t for stage, d, t, _left in told if stage == "segment"]
+    assert done == sorted(done)
+    assert {0.0, 0.5, 1.0} <= set(done)
+
+
+def test_a_run_of_several_models_is_cancelled_in_the_second(worker, small, other):
+    told = []
+
+    def cancelled():
+        return any(stage == "segment" and done / total >= 0.5 for stage, done, total, _ in told)
+
+    request = worker.predict(
+        MODEL, small, {**CPU, "ensemble": [str(other.path)]}, lambda *event: told.append(event)
+    )
+    with pytest.raises(CancelledError):
+        worker.wait(request, cancelled)
+    assert worker.running
+
+
+def test_models_that_cannot_be_averaged_are_refused(worker, small, model_copy):
+    label = model_copy.description.labels[0].model_copy(update={"name": "infarct"})
+    model_copy.with_description(
+        model_copy.description.model_copy(update={"id": "infarcts", "labels": [label]})
+    )
+    for model, error, words in (
+        (str(model_copy.path), ModelError, "'infarcts' has other inputs or labels"),
+        ("absent", ModelNotFoundError, "no model 'absent'"),
+    ):
+        with pytest.raises(error, match=words):
+            worker.wait(worker.predict(MODEL, small, {**CPU, "ensemble": [model]}))
+    with pytest.raises(SettingError, match="not of its type"):
+        RunOptions(ensemble="fold-2")
+    assert RunOptions.of(RunOptions(ensemble=("fold-2",)).to_json()).ensemble == ("fold-2",)
