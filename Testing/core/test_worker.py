@@ -124,6 +124,15 @@ def check_same(result, expected):
     assert result.settings == expected.settings
 
 
+@pytest.mark.parametrize("folder", [f"/their/models/{MODEL}", rf"C:\\their models\\{MODEL}"])
+def test_a_folder_of_another_computer_goes_by_its_name(folder):
+    models = WarmModels(lambda: None)
+    predictor = models.get(folder, RunOptions(device="cpu"))
+    assert predictor.description.id == MODEL
+    with pytest.raises(ModelNotFoundError, match="/their/models/unknown"):
+        models.get("/their/models/unknown", RunOptions(device="cpu"))
+
+
 def test_the_worker_answers_as_the_predictor_does_and_stays_for_the_next(warm, small, expected):
     stages = []
     first = warm.wait(warm.predict(MODEL, small, CPU, progress=lambda *p: stages.append(p)))

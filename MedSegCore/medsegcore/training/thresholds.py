@@ -90,10 +90,11 @@ def read_thresholds(path: Path) -> list[DiceByThreshold]:
     with path.open(encoding="utf-8", newline="") as file:
         return [
             DiceByThreshold(
-                *(line[name] for name in FACTS), [float(line[str(t)]) for t in THRESHOLDS]
+                line["patient"], line["case"], line["label"],
+                [float(line[str(threshold)]) for threshold in THRESHOLDS],
             )
             for line in csv.DictReader(file)
-        ]
+        ]  # fmt: skip
 
 
 def threshold_lines(cases: Sequence[DiceByThreshold], used: Mapping[str, float]) -> list[str]:

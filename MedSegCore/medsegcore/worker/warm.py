@@ -1,5 +1,7 @@
 """Models that are kept ready between runs, and the memory of the devices."""
 
+import contextlib
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ from medsegcore.worker.protocol import RunOptions
 
 if TYPE_CHECKING:
     from medsegcore.inference.predictor import Predictor
+    from medsegcore.models import ModelFolder
 
 MOST_MODELS = 3
 MB = 1e6
@@ -78,13 +81,14 @@ class WarmModels:
     def get(self, model: str, options: RunOptions) -> "Predictor":
         """The model on the device and in the precision of the options.
 
+        Args:
+            model: id or folder; of a folder on another computer, its name is taken for the id.
+
         Raises:
             ModelError, DeviceError: as `Predictor`.
             OutOfMemoryError: it does not fit, even alone.
         """
-        from medsegcore.models import ModelStore
-
-        folder = ModelStore().find(model)
+        folder = _find(model)
         key = (str(folder.path.resolve()), options.device, options.precision)
         warm = self._models.pop(key, None)
         # The folder may have been replaced since.
@@ -124,3 +128,16 @@ class WarmModels:
         self._models.popitem(last=False)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _find(model: str) -> "ModelFolder":
+    from medsegcore.errors import ModelNotFoundError
+    from medsegcore.models import ModelStore
+
+    store = ModelStore()
+    try:
+        return store.find(model)
+    except ModelNotFoundError:
+        with contextlib.suppress(ModelNotFoundError):
+            return store.find(re.split(r"[\\/]", model)[-1])
+        raise
