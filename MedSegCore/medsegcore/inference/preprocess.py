@@ -92,11 +92,7 @@ def prepare(
         array = windowed(array, spec.normalisation)
         inside = foreground(array, spec.normalisation, spec.title)
         if crop is None:
-            crop = crop_box(inside, description.grid, grid.spacing)
-            if region is not None:
-                crop = _within(
-                    crop, region.box_in(grid, description.grid.margin_mm), description.grid
-                )
+            crop = _crop(inside, description.grid, grid, region)
         channels.append((spec.key, normalise(array, inside, spec.normalisation)[crop]))
     assert crop is not None
     by_key = dict(channels)
@@ -233,12 +229,29 @@ def _histogram_mode(values: np.ndarray) -> tuple[float, float]:
     return centre, float(edges[right + 1] - edges[left]) / 2.355
 
 
+def _crop(
+    inside: np.ndarray, spec: GridSpec, grid: Grid, region: Region | None
+) -> tuple[slice, slice, slice]:
+    if region is None:
+        return crop_box(inside, spec, grid.spacing)
+    if spec.crop == "middle":
+        spec = spec.model_copy(update={"crop": "none", "middle_mm": None})
+    crop = crop_box(inside, spec, grid.spacing)
+    return _within(crop, region.box_in(grid, spec.margin_mm), spec)
+
+
 def crop_box(
     inside: np.ndarray, spec: GridSpec, spacing_ijk: tuple[float, float, float]
 ) -> tuple[slice, slice, slice]:
-    """The part of the model grid to work on: the foreground with its margin, or everything."""
-    if spec.crop == "none":
-        return (slice(0, inside.shape[0]), slice(0, inside.shape[1]), slice(0, inside.shape[2]))
+    """The part of the model grid to work on: foreground with its margin, middle, or everything."""
+    if spec.crop != "foreground":
+        sizes = list(inside.shape)
+        if spec.middle_mm is not None:
+            for axis, spacing in ((1, spacing_ijk[1]), (2, spacing_ijk[0])):
+                sizes[axis] = min(int(np.ceil(spec.middle_mm / spacing)), sizes[axis])
+        starts = [(whole - size) // 2 for whole, size in zip(inside.shape, sizes, strict=True)]
+        k, j, i = (slice(s, s + size) for s, size in zip(starts, sizes, strict=True))
+        return k, j, i
     box = []
     for axis, spacing in enumerate(reversed(spacing_ijk)):
         others = tuple(a for a in range(3) if a != axis)

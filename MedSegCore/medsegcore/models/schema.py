@@ -128,7 +128,10 @@ class GridSpec(Part):
         overlap: share of a tile that the next one covers again, 0..0.9.
         blend: "gaussian" trusts a tile's middle more than its border, "constant" averages.
         multiple: tile starts are multiples of this many voxels.
-        crop: "foreground" of the reference image, or "none".
+        crop: "foreground" of the reference image; its "middle", `middle_mm` along i and j and all
+            of k, where the organ is by the way such images are planned; or "none". A region that
+            the user draws takes the place of the middle.
+        middle_mm: see `crop`; null but for "middle".
         margin_mm: kept around the foreground.
     """
 
@@ -141,7 +144,8 @@ class GridSpec(Part):
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
     blend: Literal["gaussian", "constant"] = "gaussian"
     multiple: Annotated[int, Field(ge=1, le=128)] = 1
-    crop: Literal["foreground", "none"] = "foreground"
+    crop: Literal["foreground", "middle", "none"] = "foreground"
+    middle_mm: Annotated[float, Field(gt=0, le=1000)] | None = None
     margin_mm: Annotated[float, Field(ge=0, le=100)] = 5.0
 
     @model_validator(mode="after")
@@ -155,6 +159,12 @@ class GridSpec(Part):
     def _spacing_is_known(self) -> "GridSpec":
         if self.axes == "patient" and None in self.spacing:
             raise ValueError("spacing may be null only with the axes of the reference")
+        return self
+
+    @model_validator(mode="after")
+    def _middle_has_a_size(self) -> "GridSpec":
+        if (self.crop == "middle") != (self.middle_mm is not None):
+            raise ValueError(f"middle_mm is {self.middle_mm} but crop is '{self.crop}'")
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,12 @@ from medsegcore.losses.affinity import SegmentationLoss, SegmentationTerm
 from medsegcore.models import GridSpec, ModelDescription, NetworkSpec, TrainingRecord
 from medsegcore.training.recipes.base import DataFacts, Objective, Recipe, Supervised
 from medsegcore.training.recipes.distill import PAPER, DistillRecipe
-from medsegcore.training.recipes.known import classes_of, describe, known_inputs
+from medsegcore.training.recipes.known import (
+    classes_of,
+    describe,
+    known_inputs,
+    middle_of,
+)
 from medsegcore.training.slices import Augment, fitted_spacing, plain_slice_transforms
 
 if TYPE_CHECKING:
@@ -47,6 +52,7 @@ class AffinityTeacherRecipe(Recipe):
         segmentation: "dice", "focal" or "dice+focal".
         learning_rate: at the top of the first cycle.
         augment: see `plain_slice_transforms`.
+        middle_mm: only so much of the images' middle is looked at, in plane; None for all.
         threshold: of the probability where the user sets none.
     """
 
@@ -60,6 +66,7 @@ class AffinityTeacherRecipe(Recipe):
     segmentation: SegmentationTerm = "dice"
     learning_rate: float = 0.01
     augment: Augment = "plain"
+    middle_mm: float | None = None
     threshold: float = 0.5
 
     def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
@@ -80,7 +87,7 @@ class AffinityTeacherRecipe(Recipe):
         assert self.patch is not None
         grid = GridSpec(
             axes="reference", spacing=(self.spacing, self.spacing, None), dimensionality="2D",
-            tile=(8, *self.patch[1:]), multiple=16, crop="none",
+            tile=(8, *self.patch[1:]), multiple=16, **middle_of(self.middle_mm),
         )  # fmt: skip
         config: dict[str, Any] = {
             **self.config, "in_channels": len(self.images), "out_channels": classes_of(data)

@@ -24,7 +24,12 @@ from medsegcore.losses.csad import CSADLoss, Scheme, distillation_loss
 from medsegcore.models import GridSpec, ModelDescription, NetworkSpec, TrainingRecord
 from medsegcore.networks.csad import VARIANTS
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
-from medsegcore.training.recipes.known import classes_of, describe, known_inputs
+from medsegcore.training.recipes.known import (
+    classes_of,
+    describe,
+    known_inputs,
+    middle_of,
+)
 from medsegcore.training.slices import Augment, fitted_spacing, plain_slice_transforms
 
 if TYPE_CHECKING:
@@ -81,6 +86,7 @@ class CSADRecipe(Recipe):
         alpha, beta, sigma, foreground_weight, batch_dice: of `CSADLoss`. Where most slices hold
             nothing of a label, one Dice over the batch learns sooner than the paper's of each.
         augment: see `plain_slice_transforms`.
+        middle_mm: only so much of the images' middle is looked at, in plane; None for all.
         threshold: of the probability where the user sets none.
     """
 
@@ -102,6 +108,7 @@ class CSADRecipe(Recipe):
     foreground_weight: float = 0.95
     batch_dice: bool = False
     augment: Augment = "plain"
+    middle_mm: float | None = None
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
@@ -130,7 +137,7 @@ class CSADRecipe(Recipe):
         assert self.patch is not None
         grid = GridSpec(
             axes="reference", spacing=(self.spacing, self.spacing, None), dimensionality="2D",
-            tile=(8, *self.patch[1:]), multiple=16, crop="none",
+            tile=(8, *self.patch[1:]), multiple=16, **middle_of(self.middle_mm),
         )  # fmt: skip
         config: dict[str, Any] = {
             "out_channels": classes_of(data), "width": self.width, "norm": self.norm,

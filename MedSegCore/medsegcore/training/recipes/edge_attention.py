@@ -42,7 +42,12 @@ from medsegcore.training.augmentation import (
     scanner_transforms,
 )
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe, Supervised
-from medsegcore.training.recipes.known import classes_of, describe, known_inputs
+from medsegcore.training.recipes.known import (
+    classes_of,
+    describe,
+    known_inputs,
+    middle_of,
+)
 from medsegcore.training.transfer import transfer_encoder
 
 if TYPE_CHECKING:
@@ -90,6 +95,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
         scanner: also flip along i, narrow the field of view, and change contrast, bias field,
             noise and resolution, for what is not to depend on the scanner.
         overlap: of the windows at inference, 0 to below 1; each is seen 64 times with the paper's.
+        middle_mm: only so much of the images' middle is looked at, in plane; None for all.
         threshold: of the probability where the user sets none.
     """
 
@@ -105,6 +111,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
     deform_mm: float = 5.0
     scanner: bool = False
     overlap: float = 0.75
+    middle_mm: float | None = None
     threshold: float = 0.5
 
     def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
@@ -128,7 +135,7 @@ class EdgeAttentionPretrainingRecipe(Recipe):
         assert self.patch is not None
         grid = GridSpec(
             axes="reference", spacing=SPACING, tile=self.patch, overlap=self.overlap,
-            blend="constant", multiple=8, crop="none",
+            blend="constant", multiple=8, **middle_of(self.middle_mm),
         )  # fmt: skip
         return describe(
             data, record, known_inputs(data, [self.image]), grid, self.network_spec(data),

@@ -153,6 +153,11 @@ def classes_of(data: "Dataset") -> int:
     return max(data.labels.values()) + 1
 
 
+def middle_of(mm: float | None) -> dict[str, Any]:
+    """Fields of a `GridSpec` that looks at the images' middle, or at all of them."""
+    return {"crop": "none"} if mm is None else {"crop": "middle", "middle_mm": mm}
+
+
 def describe(
     data: "Dataset",
     record: TrainingRecord,
@@ -180,6 +185,12 @@ def describe(
     with torch.device("meta"):
         attention: Any = create_network(network.name, network.config).attention
     required = {"required": not one_of}
+    if grid.middle_mm is not None:
+        limits = [
+            *limits,
+            f"Only the middle {grid.middle_mm:g} x {grid.middle_mm:g} mm of the slices is looked "
+            "at, unless a region is drawn.",
+        ]
     return ModelDescription(
         id=_slug(f"{data.name}-{record.recipe}"),
         version="1.0.0",
