@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from medsegcore.errors import ModelSchemaError
-from medsegcore.imaging import Grid, Image, reference_grid, reorient
+from medsegcore.imaging import Grid, Image, Region, reference_grid, reorient
 from medsegcore.inference import CorrelationAttention, Predictor, Result
 from medsegcore.inference.preprocess import prepare, with_neighbours
 from medsegcore.models import ModelFolder
@@ -55,6 +56,41 @@ def flat_model(shipped_model, folder, network, **grid):
         }
     )
     return ModelFolder.write(folder / "flat", description, built), built.eval()
+
+
+def test_a_model_of_the_middle_sees_no_more_and_a_region_takes_its_place(
+    shipped_model, thick, tmp_path
+):
+    network = ("unet", {"in_channels": 2, "width": 4})
+    folder, _ = flat_model(
+        shipped_model, tmp_path, network, crop="middle", middle_mm=50.0, tile=[3, 32, 32]
+    )
+    whole, _ = flat_model(shipped_model, tmp_path / "whole", network)
+    seen, all_ = prepare(folder.description, thick), prepare(whole.description, thick)
+    # 25 pixels of 2 mm in the middle of 64 x 60; all slices; normalised as the whole image is.
+    assert seen.tensor.shape == (2, 7, 25, 25)
+    np.testing.assert_array_equal(seen.tensor, all_.tensor[:, :, 19:44, 17:42])
+    result = Predictor(folder, device="cpu").predict(thick, attention=False)
+    grid = thick["flair"].grid
+    assert result.grid.same_as(grid)
+    kji = np.argwhere(result.probabilities["MS lesion"] > 0)
+    offset = (kji - (np.array(grid.shape) - 1) / 2) * grid.spacing[::-1]
+    assert np.abs(offset[:, 1:]).max() <= 25 + 2
+    corner = np.eye(4)
+    corner[:3, :3] = grid.affine[:3, :3] / grid.spacing
+    corner[:3, 3] = grid.to_ras((6, 6, 3))
+    moved = Predictor(folder, device="cpu").predict(
+        thick, attention=False, region=Region(corner, (20.0, 20.0, 20.0))
+    )
+    kji = np.argwhere(moved.probabilities["MS lesion"] > 0)
+    assert kji.size
+    assert kji[:, 1:].max() <= 6 + 10
+    content = folder.description.model_dump(mode="json")
+    for grid_of in ({"crop": "none"}, {"middle_mm": None}):
+        with pytest.raises(ValidationError, match="middle_mm"):
+            type(folder.description).model_validate(
+                {**content, "grid": {**content["grid"], **grid_of}}
+            )
 
 
 def test_slices_are_answered_as_the_network_answers_each_alone(shipped_model, thick, tmp_path):
