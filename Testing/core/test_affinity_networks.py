@@ -551,7 +551,7 @@ def test_bf16_autocast_gives_finite_logits_near_those_of_fp32(name):
 
 def test_defaults_are_the_published_networks():
     defaults = {name: dataclasses.asdict(NETWORKS[name].config_class()) for name in NAMES}
-    common = {"in_channels": 1, "out_channels": 2}
+    common = {"in_channels": 1, "out_channels": 2, "norm": "batch"}
     assert defaults == {
         "unetpp": {**common, "width": 64},
         "deeplabv3plus": {**common, "width": 32, "middle_blocks": 16, "dropout": 0.5},

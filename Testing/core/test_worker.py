@@ -556,7 +556,7 @@ def test_the_last_three_models_are_kept_and_a_replaced_one_is_read_again(shipped
 
 
 def test_options_survive_the_stream():
-    options = RunOptions("cuda:1", "careful", False, {"a": 0.25}, 0.5)
+    options = RunOptions("cuda:1", "careful", False, {"a": 0.25}, 0.5, ensemble=("b", "c"))
     assert RunOptions.of(json.loads(json.dumps(options.to_json()))) == options
     assert (options.precision, options.mirror) == ("fp32", True)
     assert (RunOptions().precision, RunOptions().mirror) == ("auto", False)

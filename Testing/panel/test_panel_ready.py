@@ -101,7 +101,7 @@ def test_a_script_on_a_bare_slicer_is_told_what_is_missing_and_what_to_do(host, 
 
     bare()
     # What a bare Slicer cannot import.
-    monkeypatch.setitem(sys.modules, "SlicerMedSegLib.Segmenting", None)
+    monkeypatch.setitem(sys.modules, "SlicerMedSegLib.SegmentingFrames", None)
     logic = sys.modules["SlicerMedSeg"].SlicerMedSegLogic()
     with pytest.raises(PackagesError, match=r"lacks medseg-tiny>=1.0, .* Open the module MedSeg"):
         logic.segment("ms-lesion-rsanet", {})

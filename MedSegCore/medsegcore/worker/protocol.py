@@ -22,7 +22,7 @@ NAME.npy in the client's private folder, otherwise the frames of that name.
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,9 @@ class RunOptions:
         for name in options or {}:
             if name not in known:
                 raise SettingError(f"There is no option '{name}'.", f"Options: {', '.join(known)}.")
-        return cls(**(options or {}))
+        read = cls(**(options or {}))
+        # JSON knows lists alone.
+        return replace(read, ensemble=tuple(read.ensemble))
 
     def to_json(self) -> dict[str, Any]:
         """What `of` reads."""
