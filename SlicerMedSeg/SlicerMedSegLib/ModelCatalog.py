@@ -273,6 +273,9 @@ def _gridLine(d: ModelDescription) -> str:
     text = text.format(dimensions=d.grid.dimensionality, spacing=spacing)
     if d.skull_stripped:
         text += " " + _("The skull has to be removed.")
+    if d.grid.middle_mm is not None:
+        middle = _("Only the middle {mm:g} x {mm:g} mm are looked at, unless a region is drawn.")
+        text += " " + middle.format(mm=d.grid.middle_mm)
     return text
 
 

@@ -70,18 +70,15 @@ def training_progress(console: Console) -> Callable[[int, float, float, float | 
 
 def make_recipe(name: str, settings: list[str]) -> "Recipe":
     """The recipe of that name with settings such as "width=12"; SettingError otherwise."""
-    from medsegcore.training.recipes import RECIPES
+    from medsegcore.training.recipes import recipe_of
 
-    if name not in RECIPES:
-        raise SettingError(
-            f"There is no recipe '{name}'.", f"Recipes: {', '.join(sorted(RECIPES))}."
-        )
     chosen = recipe_settings(settings)
-    known = [field.name for field in dataclasses.fields(RECIPES[name])]
+    recipe = recipe_of(name, chosen)
+    known = [field.name for field in dataclasses.fields(recipe)]
     for setting in chosen:
         if setting not in known:
             raise SettingError(
                 f"The recipe '{name}' has no setting '{setting}'.",
                 f"Settings: {', '.join(known)}.",
             )
-    return RECIPES[name](**chosen)
+    return recipe

@@ -68,13 +68,20 @@ def _inputs_and_output(d: ModelDescription) -> list[str]:
         *lines,
         "",
         f"Grid: {d.grid.orientation}, {spacing} mm, {d.grid.dimensionality} tiles of {tile} "
-        "voxels (i x j x k). The answer comes back on the reference image's own grid.",
+        "voxels (i x j x k). The answer comes back on the reference image's own grid." + _middle(d),
         "",
         "## Output",
         "",
         *[f"- {x.value}: {x.name} (threshold {x.threshold:g})" for x in d.labels],
         *[f"- attention `{a.key}` ({a.kind}): {a.title}" for a in d.attention],
     ]
+
+
+def _middle(d: ModelDescription) -> str:
+    if d.grid.middle_mm is None:
+        return ""
+    size = f"{d.grid.middle_mm:g}"
+    return f" Only the middle {size} x {size} mm are looked at, unless a region is drawn."
 
 
 def _training(d: ModelDescription) -> list[str]:

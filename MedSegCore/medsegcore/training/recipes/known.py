@@ -185,12 +185,6 @@ def describe(
     with torch.device("meta"):
         attention: Any = create_network(network.name, network.config).attention
     required = {"required": not one_of}
-    if grid.middle_mm is not None:
-        limits = [
-            *limits,
-            f"Only the middle {grid.middle_mm:g} x {grid.middle_mm:g} mm of the slices is looked "
-            "at, unless a region is drawn.",
-        ]
     return ModelDescription(
         id=_slug(f"{data.name}-{record.recipe}"),
         version="1.0.0",
