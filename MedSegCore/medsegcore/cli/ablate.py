@@ -7,23 +7,25 @@ import typer
 
 from medsegcore.cli.console import Console
 from medsegcore.cli.crossvalidate import (
-    Data,
-    Device,
-    DryRun,
     Folds,
-    Label,
     LeaveOneOut,
-    Minutes,
     Out,
-    Precision,
-    Seed,
-    Steps,
-    Workers,
     finish,
     how_to_split,
     progress_to,
     say_folds,
     say_hours,
+)
+from medsegcore.cli.options import (
+    Data,
+    Device,
+    DryRun,
+    Label,
+    Minutes,
+    Precision,
+    Seed,
+    Steps,
+    Workers,
 )
 
 if TYPE_CHECKING:

@@ -13,6 +13,20 @@ from medsegcore.cli.crossvalidate import add_cross_validate
 from medsegcore.cli.dataset import add_dataset
 from medsegcore.cli.distill import add_distill
 from medsegcore.cli.finetune import add_fine_tune
+from medsegcore.cli.options import (
+    Data,
+    Device,
+    DryRun,
+    Label,
+    Minutes,
+    Precision,
+    Seed,
+    Setting,
+    Steps,
+    Test,
+    Validate,
+    Workers,
+)
 from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.imaging import Region
 
@@ -21,7 +35,6 @@ Threshold = Annotated[
     list[str] | None,
     typer.Option("--threshold", help="Label's threshold, e.g. 'MS lesion=0.4'; may be repeated."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")]
 
 
 def build_app(console: Console) -> typer.Typer:
@@ -68,7 +81,7 @@ def _add_predict(app: typer.Typer, console: Console) -> None:
         ],
         out: Annotated[Path, typer.Option(help="Folder for the result.")],
         device: Device = "auto",
-        precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+        precision: Precision = "auto",
         mirror: Annotated[
             bool, typer.Option("--mirror", help="Average over 8 mirrorings: 8 times slower.")
         ] = False,
@@ -161,45 +174,33 @@ def _add_models(app: typer.Typer, console: Console) -> None:
 def _add_train(app: typer.Typer, console: Console) -> None:
     @app.command()
     def train(
-        data: Annotated[
-            Path, typer.Option(help="nnU-Net raw or Decathlon data set, or a folder of cases.")
-        ],
+        data: Data,
         out: Annotated[
             Path, typer.Option(help="Folder of the run; the model is in its model/.")
         ] = Path("runs/training"),
         recipe: Annotated[str, typer.Option(help="Name of a recipe.")] = "rsanet",
-        test: Annotated[
-            list[str] | None, typer.Option(help="Patient to keep for testing; may be repeated.")
-        ] = None,
-        validate: Annotated[
-            list[str] | None,
-            typer.Option(help="Patient to choose the best weights by; may be repeated."),
-        ] = None,
-        minutes: Annotated[float | None, typer.Option(help="Budget in minutes.")] = None,
-        steps: Annotated[int | None, typer.Option(help="Budget in steps.")] = None,
+        test: Test = None,
+        validate: Validate = None,
+        minutes: Minutes = None,
+        steps: Steps = None,
         validate_every: Annotated[
             int | None, typer.Option(help="Steps; a twentieth of the budget if absent.")
         ] = None,
         early_stop: Annotated[
             int | None, typer.Option(help="End after so many validations without a better one.")
         ] = None,
-        setting: Annotated[
-            list[str] | None,
-            typer.Option("--set", help="Setting of the recipe, e.g. width=12; may be repeated."),
-        ] = None,
+        setting: Setting = None,
         device: Device = "auto",
         devices: Annotated[int, typer.Option(help="How many, on each computer.")] = 1,
         nodes: Annotated[int, typer.Option(help="Computers, as Slurm or torchrun start them.")] = 1,
-        precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-        seed: Annotated[int, typer.Option(help="Of weights and patches.")] = 1,
-        workers: Annotated[int, typer.Option(help="Processes that make patches.")] = 1,
+        precision: Precision = "auto",
+        seed: Seed = 1,
+        workers: Workers = 1,
         resume: Annotated[
             bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")
         ] = False,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
-        ] = False,
-        label: Annotated[str, typer.Option(help="Masks' name in a folder of cases.")] = "lesion",
+        dry_run: DryRun = False,
+        label: Label = "lesion",
         limit: Annotated[
             list[str] | None,
             typer.Option(help="A sentence for the card's limits; may be repeated."),

@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medsegcore.cli.console import Console
+from medsegcore.cli.options import (
+    Data,
+    Device,
+    DryRun,
+    Label,
+    Minutes,
+    Precision,
+    Seed,
+    Setting,
+    Steps,
+    Workers,
+)
 from medsegcore.errors import SettingError
 
 if TYPE_CHECKING:
@@ -15,20 +27,11 @@ if TYPE_CHECKING:
     from medsegcore.training.rehearsal import Rehearsal
     from medsegcore.training.setup import Plan
 
-Data = Annotated[Path, typer.Option(help="nnU-Net raw or Decathlon data set, or folder of cases.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; one that was stopped goes on.")]
 Folds = Annotated[int | None, typer.Option(help="Number of folds; 5 if absent.")]
 LeaveOneOut = Annotated[
     str | None, typer.Option(help="Instead of --folds: patient or site, each is a fold.")
 ]
-Minutes = Annotated[float | None, typer.Option(help="Budget of each training in minutes.")]
-Steps = Annotated[int | None, typer.Option(help="Budget of each training in steps.")]
-Device = Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
-Seed = Annotated[int, typer.Option(help="Of weights and patches.")]
-Workers = Annotated[int, typer.Option(help="Processes that make patches.")]
-Label = Annotated[str, typer.Option(help="Masks' name in a folder of cases.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 
 
 def add_cross_validate(app: typer.Typer, console: Console) -> None:
@@ -43,10 +46,7 @@ def add_cross_validate(app: typer.Typer, console: Console) -> None:
         leave_one_out: LeaveOneOut = None,
         minutes: Minutes = None,
         steps: Steps = None,
-        setting: Annotated[
-            list[str] | None,
-            typer.Option("--set", help="Setting of the recipe, e.g. width=12; may be repeated."),
-        ] = None,
+        setting: Setting = None,
         device: Device = "auto",
         precision: Precision = "auto",
         seed: Seed = 1,

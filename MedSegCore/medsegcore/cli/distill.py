@@ -7,6 +7,19 @@ from typing import Annotated
 import typer
 
 from medsegcore.cli.console import Console
+from medsegcore.cli.options import (
+    Data,
+    Device,
+    DryRun,
+    Label,
+    Minutes,
+    Precision,
+    Seed,
+    Steps,
+    Test,
+    Validate,
+    Workers,
+)
 from medsegcore.models import ModelStore
 
 
@@ -22,34 +35,25 @@ def add_distill(app: typer.Typer, console: Console) -> None:
                 "folds of one training, the mean of their answers teaches."
             ),
         ],
-        data: Annotated[
-            Path, typer.Option(help="nnU-Net raw or Decathlon data set, or a folder of cases.")
-        ],
+        data: Data,
         out: Annotated[Path, typer.Option(help="Folder of the run; the model is in its model/.")],
         student: Annotated[
             str, typer.Option(help="enet, espnet or erfnet for slices, unet for slices and 3D.")
         ] = "enet",
-        test: Annotated[
-            list[str] | None, typer.Option(help="Patient to keep for testing; may be repeated.")
-        ] = None,
-        validate: Annotated[
-            list[str] | None,
-            typer.Option(help="Patient to choose the best weights by; may be repeated."),
-        ] = None,
-        minutes: Annotated[float | None, typer.Option(help="Budget in minutes.")] = None,
-        steps: Annotated[int | None, typer.Option(help="Budget in steps.")] = None,
+        test: Test = None,
+        validate: Validate = None,
+        minutes: Minutes = None,
+        steps: Steps = None,
         setting: Annotated[
             list[str] | None,
             typer.Option("--set", help='Setting, e.g. config={"width":8}; may be repeated.'),
         ] = None,
-        device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
-        precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-        seed: Annotated[int, typer.Option(help="Of weights and patches.")] = 1,
-        workers: Annotated[int, typer.Option(help="Processes that make patches.")] = 1,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
-        ] = False,
-        label: Annotated[str, typer.Option(help="Masks' name in a folder of cases.")] = "lesion",
+        device: Device = "auto",
+        precision: Precision = "auto",
+        seed: Seed = 1,
+        workers: Workers = 1,
+        dry_run: DryRun = False,
+        label: Label = "lesion",
         model_id: Annotated[
             str | None,
             typer.Option("--id", help="Id of the new model; by the teacher's if absent."),

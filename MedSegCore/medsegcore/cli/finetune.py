@@ -6,6 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medsegcore.cli.console import Console
+from medsegcore.cli.options import (
+    Device,
+    Label,
+    Minutes,
+    Precision,
+    Steps,
+    Validate,
+    Workers,
+)
 from medsegcore.files import write_file
 from medsegcore.models import ModelFolder, ModelStore
 
@@ -41,17 +50,14 @@ def add_fine_tune(app: typer.Typer, console: Console) -> None:
             list[str] | None,
             typer.Option(help="Patient of the corrected cases to measure on; may be repeated."),
         ] = None,
-        validate: Annotated[
-            list[str] | None,
-            typer.Option(help="Patient to choose the best weights by; may be repeated."),
-        ] = None,
-        minutes: Annotated[float | None, typer.Option(help="Budget in minutes.")] = None,
-        steps: Annotated[int | None, typer.Option(help="Budget in steps.")] = None,
-        device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")] = "auto",
-        precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+        validate: Validate = None,
+        minutes: Minutes = None,
+        steps: Steps = None,
+        device: Device = "auto",
+        precision: Precision = "auto",
         seed: Annotated[int, typer.Option(help="Of the patches.")] = 1,
-        workers: Annotated[int, typer.Option(help="Processes that make patches.")] = 1,
-        label: Annotated[str, typer.Option(help="Masks' name in a folder of cases.")] = "lesion",
+        workers: Workers = 1,
+        label: Label = "lesion",
     ) -> None:
         """Let a model learn corrected cases without forgetting: a new version of its folder."""
         run_fine_tune(
