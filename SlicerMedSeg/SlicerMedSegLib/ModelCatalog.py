@@ -8,8 +8,12 @@ from pathlib import Path
 from medsegcore.errors import MedSegError, ModelNotFoundError
 from medsegcore.models import InputSpec, ModelDescription, ModelFolder, ModelStore, StoredModel
 from medsegcore.models.contrasts import contrast_of_key
+from medsegcore.models.schema import Metric
 
 from .Translation import _
+
+# As `medseg evaluate` calls them; the others stand in model.json.
+MAIN_MEASURES = ("Dice", "sensitivity", "precision", "lesion F1", "HD95")
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ def modelCard(entry: CatalogEntry) -> list[CardSection]:
         ),
         CardSection(_("Inputs"), [_gridLine(d)], _inputTable(d)),
         CardSection(_("Intended use and limits"), [d.intended_use, *d.limits]),
-        CardSection(_("Measured"), *_metrics(d)),
+        *_measured(d),
         CardSection(_("Training data"), [], _dataTable(d)),
         CardSection(
             _("License"),
@@ -279,15 +283,41 @@ def _gridLine(d: ModelDescription) -> str:
     return text
 
 
-def _metrics(d: ModelDescription) -> tuple[list[str], list[list[str]]]:
-    """How the figures were obtained, and the figures; n is always beside them."""
+def _measured(d: ModelDescription) -> list[CardSection]:
+    """A table of the main measures for each way in which they were obtained."""
     if not d.metrics:
-        return [_("Nothing was measured.")], []
-    rows = [[_("case"), _("n"), _("measure"), _("value")]]
-    for m in d.metrics:
-        value = _("not defined") if m.value is None else f"{m.value:.3g} {m.unit}".strip()
-        rows.append([m.case, str(m.n), m.name, value])
-    return list(dict.fromkeys(m.how for m in d.metrics)), rows
+        return [CardSection(_("Measured"), [_("Nothing was measured.")])]
+    named = {m.name: m.name.rpartition(": ")[2] for m in d.metrics}
+    main = [name for name in MAIN_MEASURES if name in named.values()]
+    return [
+        _figures([m for m in d.metrics if m.how == how], named, main)
+        for how in dict.fromkeys(m.how for m in d.metrics)
+    ]
+
+
+def _figures(metrics: list[Metric], named: dict[str, str], main: list[str]) -> CardSection:
+    """One row a case and label, one column a main measure; a model without such shows all."""
+    measures = main or list(dict.fromkeys(named.values()))
+    units = {named[m.name]: f" [{m.unit}]" if m.unit else "" for m in metrics}
+    values: dict[tuple[str, str], dict[str, str]] = {}
+    for m in metrics:
+        label = m.name.rpartition(": ")[0]
+        case = m.case if m.n == 1 else f"{m.case} (n = {m.n})"
+        text = "\N{EN DASH}" if m.value is None else f"{m.value:.3g}"
+        values.setdefault((case, label), {})[named[m.name]] = text
+    labelled = any(label for __, label in values)
+    head = [
+        _("case"),
+        *([_("label")] if labelled else []),
+        *(x + units.get(x, "") for x in measures),
+    ]
+    rows = [
+        [case, *([label] if labelled else []), *(row.get(x, "\N{EN DASH}") for x in measures)]
+        for (case, label), row in values.items()
+    ]
+    left = len(set(named.values()) - set(measures))
+    lines = [_("Further measures in model.json: {n}.").format(n=left)] if left else []
+    return CardSection(_("Measured: {how}").format(how=metrics[0].how), lines, [head, *rows])
 
 
 def _dataTable(d: ModelDescription) -> list[list[str]]:

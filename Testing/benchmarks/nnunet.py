@@ -56,9 +56,9 @@ def main() -> None:
 
 def write_raw(data: Path, out: Path, test_patient: str):
     """The cases in nnU-Net's raw form; gives the test cases."""
-    from medsegcore.training.cases import find_cases
+    from medsegcore.training.datasets import read_dataset
 
-    cases = find_cases(data, CHANNELS)
+    cases = read_dataset(data, keys=CHANNELS).cases
     training = [case for case in cases if case.patient != test_patient]
     test = [case for case in cases if case.patient == test_patient]
     for folder in ("imagesTr", "labelsTr", "imagesTs"):

@@ -98,9 +98,45 @@ def test_the_card_tells_what_a_user_has_to_know(catalog, shipped_model):
     assert [row[0] for row in sections["Inputs"].table[1:]] == [s.title for s in d.inputs]
     assert "reference grid" in sections["Inputs"].table[3][2]
     assert set(d.limits) <= set(sections["Intended use and limits"].lines)
-    assert len(sections["Measured"].table) == len(d.metrics) + 1
+    held_out = sections["Measured: never trained on"]
+    assert held_out.table[0] == [
+        "case",
+        "Dice",
+        "sensitivity",
+        "precision",
+        "lesion F1",
+        "HD95 [mm]",
+    ]
+    dice = next(m for m in d.metrics if m.name == "Dice" and m.how == "never trained on")
+    assert held_out.table[1][:2] == [dice.case, f"{dice.value:.3g}"]
+    assert [len(s.table) for title, s in sections.items() if "Measured" in title] == [2, 6]
     assert "Commercial use: allowed." in sections["License"].lines[0]
     assert d.data[0].name in sections["Training data"].table[1]
+
+
+def test_the_cards_figures_stand_by_case_label_and_how_they_were_obtained(catalog, variant):
+    def figure(name, value, case, n=1, how="by hand"):
+        return {"name": name, "value": value, "unit": "", "case": case, "n": n, "how": how}
+
+    metrics = [
+        figure("Gland: Dice", 0.5, "a"),
+        figure("Zone: Dice", None, "a"),
+        figure("Gland: Dice", 0.25, "all", 3),
+        figure("Gland: skill", 0.1, "a"),
+        figure("Gland: Dice", 0.9, "b", how="by eye"),
+    ]
+    card = {s.title: s for s in modelCard(catalog.add(variant("figures", metrics=metrics)))}
+    assert card["Measured: by hand"].table == [
+        ["case", "label", "Dice"],
+        ["a", "Gland", "0.5"],
+        ["a", "Zone", "\N{EN DASH}"],
+        ["all (n = 3)", "Gland", "0.25"],
+    ]
+    assert card["Measured: by hand"].lines == ["Further measures in model.json: 1."]
+    assert card["Measured: by eye"].table[1:] == [["b", "Gland", "0.9"]]
+    own = catalog.add(variant("own", metrics=[figure("skill", 0.1, "a"), figure("luck", 0.2, "a")]))
+    card = {s.title: s for s in modelCard(own)}
+    assert card["Measured: by hand"].table == [["case", "skill", "luck"], ["a", "0.1", "0.2"]]
 
 
 class Tags(html.parser.HTMLParser):
