@@ -21,7 +21,6 @@ from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns, inputNodes
 from .RunSegments import RunSegments
 from .SceneConversion import imageFromVolumeNode, localAffine
-from .SegmentRule import components
 from .Steps import Steps, runToEnd
 from .Translation import _
 
@@ -31,6 +30,8 @@ MIDLINE_MM = 5.0
 MIDDLE_PART = 0.15
 # So many voxels are enough to find the middle.
 MIDDLE_VOXELS = 1e6
+# So many voxels of an input are resampled in one step.
+VOXELS_A_STEP = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ class LesionTable:
         yield
         if voxels.size == 0:
             return []
-        numbers = components(voxels, mask.shape)
+        numbers = self.segments.components(label, voxels)
         yield
         # Sorted by number, each component's voxels in a row and ascending.
         order = np.argsort(numbers, kind="stable")
@@ -269,8 +270,7 @@ class LesionTable:
         yield
         means = {}
         for key, image in images.items():
-            means[key] = meanInside(image, part, mask)
-            yield
+            means[key] = yield from meanInside(image, part, mask)
         return Lesion(
             number=0,
             label=label,
@@ -373,8 +373,18 @@ def _stampOf(node) -> tuple:
     return node.GetID(), node.GetImageData().GetMTime(), localAffine(node).tobytes(), moved
 
 
-def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> float:
+def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> Steps[float]:
     """Mean of an image where `mask` [k, j, i] on `grid` is True; 0 counts beyond the image."""
+    total, slices = 0.0, max(1, VOXELS_A_STEP // mask[0].size)
+    for first in range(0, len(mask), slices):
+        k = slice(first, min(first + slices, len(mask)))
+        part = grid.crop((k, slice(0, mask.shape[1]), slice(0, mask.shape[2])))
+        total += _sumInside(image, part, mask[k])
+        yield
+    return total / np.count_nonzero(mask)
+
+
+def _sumInside(image: Image, grid: Grid, mask: np.ndarray) -> float:
     # The part around the grid, and what smoothing for coarser voxels reaches.
     reach = np.ceil(2 * max(grid.spacing) / np.array(image.spacing)) + 2
     corners = np.column_stack([grid.corners(), np.ones(8)]) @ np.linalg.inv(image.affine).T
@@ -386,7 +396,7 @@ def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> float:
     k, j, i = (slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1], strict=True))
     box = (k, j, i)
     around = Image(image.array[box], image.grid.crop(box).affine)
-    return float(resample(around, grid).array[mask].mean())
+    return float(resample(around, grid).array[mask].sum(dtype=np.float64))
 
 
 def tissueMiddle(grid: Grid, array: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

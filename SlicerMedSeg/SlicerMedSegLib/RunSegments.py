@@ -192,6 +192,10 @@ class RunSegments:
             )
         return mask
 
+    def components(self, label: str, voxels: np.ndarray) -> np.ndarray:
+        """Number, from 0, of the connected component of each of these voxels (flat, ascending)."""
+        return self._rules[label].components(voxels)
+
     def fingerprint(self) -> tuple:
         """Differs whenever the voxels of a label's segment, or what was dropped, do."""
         found = []
@@ -248,7 +252,7 @@ class RunSegments:
                 )
             owner = yield from winnersOfAll([self._rules[name] for name in self.labels])
             for n, name in enumerate(self.labels):
-                self._rules[name].filtered = self._rules[name].filter(owner, n + 1)
+                self._rules[name].leftOut = self._rules[name].filter(owner, n + 1)
                 yield
             self._owner = owner
 
@@ -349,6 +353,8 @@ class RunSegments:
             if other is not None:
                 gained = gained[~other.reshape(-1)[gained]]
         gained, lost = gained[~flat[gained]], lost[flat[lost]]
+        if not gained.size and not lost.size:
+            return 0
         segmentId = self.segmentId(label)
         logic = slicer.vtkSlicerSegmentationsModuleLogic
         if gained.size and not self._paint(label, gained, True):

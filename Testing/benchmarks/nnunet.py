@@ -131,10 +131,12 @@ def train(plans: dict, configuration: str, minutes: float, work: Path) -> int:
 
 def predict_and_measure(configuration: str, work: Path, test: list):
     """Predict every test case and measure it against its mask, as `medseg evaluate` does."""
+    import numpy as np
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from medsegcore.evaluation.evaluate import column_name, compare_masks
+    from medsegcore.evaluation.evaluate import compare_masks
+    from medsegcore.evaluation.metrics import dice_by_threshold
     from medsegcore.imaging import read_image, resample
 
     results = work / "results" / DATASET / f"nnUNetTrainer__nnUNetPlans__{configuration}"
@@ -145,15 +147,17 @@ def predict_and_measure(configuration: str, work: Path, test: list):
     out = work / "predicted"
     out.mkdir(exist_ok=True)
     folder = work / "raw" / DATASET / "imagesTs"
-    predictor.predict_from_files_sequential(str(folder), str(out), save_probabilities=False)
+    predictor.predict_from_files_sequential(str(folder), str(out), save_probabilities=True)
     figures = {}
     for case in test:
         answer = read_image(out / f"{case.id}.nii.gz")
         reference = resample(read_image(case.label), answer.grid, "nearest").array > 0
         figures[case.id] = {
-            column_name(figure): figure.value
+            figure.column: figure.value
             for figure in compare_masks(answer.array > 0, reference, answer.grid)
         }
+        probability = np.load(out / f"{case.id}.npz")["probabilities"][1]
+        figures[case.id]["best threshold Dice"] = max(dice_by_threshold(probability, reference))
         print(case.id, f"Dice {figures[case.id]['Dice']:.3f}", file=sys.stderr)
     return figures
 

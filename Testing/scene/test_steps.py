@@ -6,10 +6,11 @@ from scipy import ndimage
 
 from medsegcore.imaging import Grid, resample
 from medsegcore.inference import SpatialAttention
+from SlicerMedSegLib import LesionTable as lesionTableModule
 from SlicerMedSegLib.LesionTable import LesionTable, meanInside
 from SlicerMedSegLib.ResultToScene import findRuns, resultSteps
 from SlicerMedSegLib.RunSegments import RunSegments
-from SlicerMedSegLib.SegmentRule import components, without
+from SlicerMedSegLib.SegmentRule import components, fallingOrder, without
 from SlicerMedSegLib.Steps import SLAB_BYTES, copyInSteps, runToEnd
 
 
@@ -95,6 +96,14 @@ def test_components_are_those_of_a_second_implementation():
     assert components(np.zeros(0, np.int64), (3, 3, 3)).size == 0
 
 
+def test_falling_order_is_numpys_stable_one():
+    random = np.random.default_rng(3)
+    for values in (random.random(5000), np.round(random.random(5000), 2), np.zeros(3), np.zeros(0)):
+        values = values.astype(np.float32)
+        expected = np.argsort(-values, kind="stable")
+        assert np.array_equal(runToEnd(fallingOrder(values)), expected)
+
+
 def test_without_takes_away_what_both_have():
     a, b = np.array([1, 3, 5, 9]), np.array([3, 4, 9])
     assert without(a, b).tolist() == [1, 5]
@@ -102,7 +111,7 @@ def test_without_takes_away_what_both_have():
     assert without(a, a[:0]).tolist() == a.tolist()
 
 
-def test_the_mean_inside_a_lesion_is_that_of_the_whole_volume_resampled(ms_images):
+def test_the_mean_inside_a_lesion_is_that_of_the_whole_volume_resampled(ms_images, monkeypatch):
     flair = ms_images["flair"]
     affine = flair.affine @ np.diag([1.0, 1.0, 3.0, 1])
     thick = Grid((42, *flair.shape[1:]), affine)
@@ -110,8 +119,9 @@ def test_the_mean_inside_a_lesion_is_that_of_the_whole_volume_resampled(ms_image
     box = (slice(18, 24), slice(60, 80), slice(50, 90))
     mask = np.zeros((6, 20, 40), bool)
     mask[1:5, 3:15, 6:30] = True
-    assert meanInside(flair, thick.crop(box), mask) == pytest.approx(
-        whole[box][mask].mean(), rel=1e-4
-    )
+    for voxels in (lesionTableModule.VOXELS_A_STEP, 900):
+        monkeypatch.setattr(lesionTableModule, "VOXELS_A_STEP", voxels)
+        mean = runToEnd(meanInside(flair, thick.crop(box), mask))
+        assert mean == pytest.approx(whole[box][mask].mean(), rel=1e-4)
     away = Grid((2, 2, 2), np.diag([1.0, 1, 1, 1]) + 900 * np.outer([1, 1, 1, 0], [0, 0, 0, 1]))
-    assert meanInside(flair, away, np.ones((2, 2, 2), bool)) == 0
+    assert runToEnd(meanInside(flair, away, np.ones((2, 2, 2), bool))) == 0
