@@ -73,6 +73,17 @@ def test_names_of_files_become_keys_and_a_missing_folder_is_told(ms_cases, tmp_p
         read_dataset(tmp_path / "other")
 
 
+def test_two_sites_may_call_their_cases_the_same(ms_cases, tmp_path):
+    for site in ("north", "south"):
+        shutil.copytree(ms_cases / "a_1", tmp_path / site / "a_1")
+    shutil.copytree(ms_cases / "a_2", tmp_path / "south" / "a_2")
+    assert [(c.id, c.patient, c.site) for c in read_dataset(tmp_path).cases] == [
+        ("north_a_1", "north-a", "north"),
+        ("south_a_1", "south-a", "south"),
+        ("south_a_2", "south-a", "south"),
+    ]
+
+
 def test_masks_of_other_kinds_are_no_channels(shared_data):
     dataset = read_dataset(shared_data / "prostate", label="prostate")
     assert set(dataset.channels) == {"adc", "hbv", "t2w"}

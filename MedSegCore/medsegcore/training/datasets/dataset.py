@@ -241,16 +241,24 @@ def _checked(kind: Any, content: dict[str, Any], folder: Path) -> Any:
 
 
 def _from_folders(path: Path, label: str, keys: Sequence[str] | None) -> Dataset:
-    """Every folder under `path` that holds the mask and at least one channel."""
+    """Every folder under `path` that holds the mask and at least one channel.
+
+    Where two folders have one name, as `siteA/001` and `siteB/001`, the names are those of each
+    site, and the folders above become part of the ids of cases and patients.
+    """
     cases = []
-    for mask in sorted(path.rglob(f"{label}.nii.gz")):
+    masks = sorted(path.rglob(f"{label}.nii.gz"))
+    unique = len({mask.parent.name for mask in masks}) == len(masks)
+    for mask in masks:
         folder = mask.parent
+        above = () if unique else folder.relative_to(path).parts[:-1]
         files = _images_of(folder, label)
         chosen = keys if keys is not None else files
         images = {key: files[key] for key in chosen if key in files}
         if images:
-            patient = folder.name.split("_")[0]
-            cases.append(Case(folder.name, patient, folder.parent.name, images, mask))
+            patient = "-".join([*above, folder.name.split("_")[0]])
+            case = "_".join([*above, folder.name])
+            cases.append(Case(case, patient, folder.parent.name, images, mask))
     if not cases:
         images_named = ", ".join(f"{key}.nii.gz" for key in keys or ["t1", "flair"])
         raise MissingInputError(
