@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsegcore.errors import MedSegError, ModelNotFoundError
-from medsegcore.models import InputSpec, ModelDescription, ModelFolder, ModelStore, StoredModel
+from medsegcore.models import (
+    InputSpec,
+    Label,
+    ModelDescription,
+    ModelFolder,
+    ModelStore,
+    StoredModel,
+)
 from medsegcore.models.contrasts import contrast_of_key
 from medsegcore.models.schema import Metric
 
@@ -223,7 +230,7 @@ def modelCard(entry: CatalogEntry) -> list[CardSection]:
         *broken,
         CardSection(
             _("Segments"),
-            [d.task, _("Labels: {names}.").format(names=", ".join(x.name for x in d.labels))],
+            [d.task, _("Labels: {names}.").format(names=", ".join(map(_labelName, d.labels)))],
         ),
         CardSection(_("Inputs"), [_gridLine(d)], _inputTable(d)),
         CardSection(_("Intended use and limits"), [d.intended_use, *d.limits]),
@@ -269,6 +276,11 @@ def _inputTable(d: ModelDescription) -> list[list[str]]:
             text += ", " + _("reference grid")
         rows.append([spec.title, spec.modality, text])
     return rows
+
+
+def _labelName(label: Label) -> str:
+    text = _("{name} (its largest piece alone)") if label.one_piece else "{name}"
+    return text.format(name=label.name)
 
 
 def _gridLine(d: ModelDescription) -> str:

@@ -12,6 +12,7 @@ import vtk
 from medsegcore.imaging import Image, reorient, resample
 from medsegcore.inference import CorrelationAttention, Result, SpatialAttention
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
+from medsegcore.models import Label
 
 from .Colors import CLEAR_BELOW, labelColorNode, labelColors, overlayColorNode
 from .CorrelationStore import correlationSteps
@@ -20,7 +21,7 @@ from .NodeNames import AXIS, CHECKSUM, INPUTS, KEY, KIND, ROLE, RUN, TITLE
 from .SceneConversion import localAffine, orientedImage, parentToWorld
 from .SegmentRule import maskChecksum
 from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
-from .SegmentTags import LABEL, MIN_ML, THRESHOLD
+from .SegmentTags import LABEL, MIN_ML, ONE_PIECE, THRESHOLD
 from .Steps import SLAB_BYTES, Steps, imageDataInSteps, runToEnd
 
 
@@ -243,7 +244,7 @@ class _Builder:
             entry = terminology_entry(label)
             if entry:
                 segment.SetTag(segment.GetTerminologyEntryTagName(), entry)
-            self._tellOrigin(segment, label.name, signature)
+            self._tellOrigin(segment, label, signature)
         display = node.GetDisplayNode()
         display.SetOpacity2DFill(0.25)
         display.SetOpacity2DOutline(1.0)
@@ -251,12 +252,14 @@ class _Builder:
         yield
         return node
 
-    def _tellOrigin(self, segment, name: str, signature: str) -> None:
+    def _tellOrigin(self, segment, label: Label, signature: str) -> None:
         """How the segment was made, so that its threshold can move as long as nobody edits it."""
         settings = self.result.settings
-        segment.SetTag(LABEL, name)
-        segment.SetTag(THRESHOLD, repr(float(settings["thresholds"][name])))
+        segment.SetTag(LABEL, label.name)
+        segment.SetTag(THRESHOLD, repr(float(settings["thresholds"][label.name])))
         segment.SetTag(MIN_ML, repr(float(settings.get("min_lesion_ml", 0.0))))
+        if label.one_piece:
+            segment.SetTag(ONE_PIECE, "yes")
         segment.SetTag(SEGMENT_CHECKSUM, signature)
 
     def _answer(self) -> Steps[Any]:

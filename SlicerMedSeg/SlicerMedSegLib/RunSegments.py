@@ -29,7 +29,7 @@ from .SegmentRule import (
     winners,
     winnersOfAll,
 )
-from .SegmentTags import CHECKSUM, DROPPED, LABEL, MIN_ML, THRESHOLD, readTag
+from .SegmentTags import CHECKSUM, DROPPED, LABEL, MIN_ML, ONE_PIECE, THRESHOLD, readTag
 from .Steps import Steps, copyInSteps, runToEnd
 from .Translation import _
 
@@ -247,14 +247,17 @@ class RunSegments:
             present = [name for name in self.labels if name in self._segmentIds()]
             for name in present:
                 self._rules[name].threshold = self.threshold(name)
-                self._rules[name].setKept(
-                    self.minLesionMl(name), self.grid.voxel_volume_ml, self.dropped(name)
-                )
+                self._setKept(name, self.dropped(name))
             owner = yield from winnersOfAll([self._rules[name] for name in self.labels])
             for n, name in enumerate(self.labels):
                 self._rules[name].leftOut = self._rules[name].filter(owner, n + 1)
                 yield
             self._owner = owner
+
+    def _setKept(self, label: str, dropped: list[np.ndarray]) -> None:
+        onePiece = bool(readTag(self._segment(label), ONE_PIECE))
+        volume = self.grid.voxel_volume_ml
+        self._rules[label].setKept(self.minLesionMl(label), volume, onePiece, dropped)
 
     # Changes
 
@@ -314,7 +317,7 @@ class RunSegments:
         after = winners([self._rules[name] for name in self.labels], voxels)
         owner.reshape(-1)[voxels] = after
         if dropped is not None:
-            rule.setKept(self.minLesionMl(label), self.grid.voxel_volume_ml, dropped)
+            self._setKept(label, dropped)
         changes = {}
         for n, name in enumerate(self.labels):
             lost = voxels[(before == n + 1) & (after != n + 1)]

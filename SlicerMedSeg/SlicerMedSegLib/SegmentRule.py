@@ -48,7 +48,7 @@ class LabelRule:
         self._negative = -flat[self._voxels]
         self.leftOut = NO_VOXELS
         self._known: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=2)
-        self._minMl, self._voxelMl = 0.0, 0.0
+        self._minMl, self._voxelMl, self._onePiece = 0.0, 0.0, False
         self._dropped: list[int] = []
 
     def _count(self, threshold: float) -> int:
@@ -66,10 +66,12 @@ class LabelRule:
         """The voxels (flat) at or above the threshold."""
         return self._voxels[: self._count(self.threshold)]
 
-    def setKept(self, minMl: float, voxelMl: float, dropped: Sequence[np.ndarray]) -> None:
-        """Which components stay: not below `minMl`, and none whose highest voxel is that of a
-        dropped one."""
-        self._minMl, self._voxelMl = minMl, voxelMl
+    def setKept(
+        self, minMl: float, voxelMl: float, onePiece: bool, dropped: Sequence[np.ndarray]
+    ) -> None:
+        """Which components stay: not below `minMl`, the largest alone if `onePiece`, and none
+        whose highest voxel is that of a dropped one."""
+        self._minMl, self._voxelMl, self._onePiece = minMl, voxelMl, onePiece
         self._dropped = [self.peak(voxels) for voxels in dropped if voxels.size]
 
     def peak(self, voxels: np.ndarray) -> int:
@@ -89,7 +91,7 @@ class LabelRule:
     @property
     def filters(self) -> bool:
         """Whether components can be left out at all."""
-        return self._minMl > 0 or bool(self._dropped)
+        return self._minMl > 0 or self._onePiece or bool(self._dropped)
 
     def filter(self, owner: np.ndarray, value: int) -> np.ndarray:
         """The voxels (flat, ascending) of the label in `owner` whose components are left out."""
@@ -97,7 +99,10 @@ class LabelRule:
             return NO_VOXELS
         voxels = np.flatnonzero(owner.reshape(-1) == value)
         numbers = self.components(voxels)
-        keep = np.bincount(numbers) * self._voxelMl >= self._minMl
+        sizes = np.bincount(numbers)
+        keep = sizes * self._voxelMl >= self._minMl
+        if self._onePiece and sizes.size:
+            keep &= np.arange(sizes.size) == sizes.argmax()
         for peak in self._dropped:
             at = np.searchsorted(voxels, peak)
             if at < voxels.size and voxels[at] == peak:

@@ -5,6 +5,7 @@ import vtk
 LABEL = "MedSeg.Label"
 THRESHOLD = "MedSeg.Threshold"
 MIN_ML = "MedSeg.MinLesionMl"
+ONE_PIECE = "MedSeg.OnePiece"
 DROPPED = "MedSeg.Dropped"
 CHECKSUM = "MedSeg.Checksum"
 

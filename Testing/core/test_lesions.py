@@ -40,6 +40,22 @@ def test_two_lesions_by_hand():
     assert kept[1, 1, 1] == 0
 
 
+def test_of_a_label_in_one_piece_the_largest_component_stays():
+    labelmap = np.zeros((6, 6, 6), np.uint8)
+    labelmap[1, 1, 1] = labelmap[5, :, 5] = 1
+    labelmap[4, 4, 2:4] = 2
+    grid, parts = Grid((6, 6, 6), np.eye(4)), [LESION.model_copy(update={"one_piece": True}), CORE]
+    parts_of = {"lesion": labelmap == 1, "core": labelmap == 2}
+    probabilities = {name: mask.astype(np.float32) for name, mask in parts_of.items()}
+    kept, lesions = find_lesions(labelmap, grid, parts, probabilities, {})
+    assert kept[1, 1, 1] == 0
+    assert np.count_nonzero(kept != labelmap) == 1
+    assert [lesion.label for lesion in lesions] == ["lesion", "core"]
+    kept, lesions = find_lesions(np.zeros_like(labelmap), grid, parts, probabilities, {})
+    assert not kept.any()
+    assert not lesions
+
+
 def test_voxels_that_touch_at_a_corner_are_one_lesion():
     labelmap = np.zeros((4, 4, 4), np.uint8)
     labelmap[0, 0, 0] = labelmap[1, 1, 1] = 1

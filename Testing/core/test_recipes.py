@@ -231,6 +231,7 @@ def test_edge_attention_has_the_settings_of_its_section_3():
     assert [round(n * (1 - d.grid.overlap)) for n in d.grid.tile] == [8, 24, 24]
     assert d.network.config["depth"] == 101
     assert d.labels[0].terminology.type.meaning == "Prostate"
+    assert d.labels[0].one_piece
 
 
 def test_the_pre_training_has_the_settings_of_its_section_3():

@@ -1,5 +1,7 @@
 """A segment follows its threshold, and nothing that a user did is lost."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import slicer
@@ -217,6 +219,32 @@ def test_a_lesion_that_was_dropped_stays_out_while_thresholds_move(core, flair, 
         dropped[label].clear()
         segments.recut(label, dropped=[])
         check()
+
+
+def test_an_organ_stays_in_one_piece_at_each_threshold(core, flair, two, tmp_path):
+    labels = [label.model_copy(update={"one_piece": label.name == "rim"}) for label in two.labels]
+    organ = replace(two, labels=labels).relabel({"core": 0.5, "rim": 0.5})
+    nodes = addResultToScene(organ, core.scene, flair, "organ")
+    live = LiveThreshold(RunSegments(core.scene, "organ"))
+    thresholds, several = {"core": 0.5, "rim": 0.5}, []
+    for label, value in (("rim", 0.3), ("core", 0.3), ("rim", 0.7), ("core", 0.9), ("rim", 0.1)):
+        thresholds[label] = value
+        live.setThreshold(label, value)
+        expected = organ.relabel(thresholds).labelmap
+        for n in (1, 2):
+            found = inScene(nodes.segmentation, flair, f"Segment_{n}")
+            assert np.array_equal(found, expected == n), (label, value, n)
+        assert ndimage.label(expected == 2, np.ones((3, 3, 3)))[1] == 1
+        several.append(ndimage.label(two.relabel(thresholds).labelmap == 2)[1])
+    assert max(several) > 1
+    core.saveScene(tmp_path / "organ.mrb")
+    with EmbeddedCore() as other:
+        other.loadScene(tmp_path / "organ.mrb")
+        again = RunSegments(other.scene, "organ")
+        again.recut("rim", 0.7)
+        thresholds["rim"] = 0.7
+        expected = organ.relabel(thresholds).labelmap == 2
+        assert again.mask("rim").sum() == expected.sum()
 
 
 def test_an_edited_neighbour_neither_loses_nor_is_overlapped(core, flair, two):

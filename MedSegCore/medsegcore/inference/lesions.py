@@ -59,7 +59,10 @@ def find_lesions(
     inputs: Mapping[str, np.ndarray],
     min_lesion_ml: float = 0.0,
 ) -> tuple[np.ndarray, list[Lesion]]:
-    """The labelmap without components smaller than `min_lesion_ml`, and those that stay.
+    """The labelmap with the components that stay, and what there is to know of them.
+
+    Those smaller than `min_lesion_ml` go; of a label in one piece, all but the largest (the first
+    of equals).
 
     Args:
         labelmap: uint8 [k, j, i] on `grid`.
@@ -73,10 +76,11 @@ def find_lesions(
     found: list[Lesion] = []
     for label in labels:
         components, _ = ndimage.label(labelmap == label.value, structure=np.ones((3, 3, 3)))
+        largest = np.bincount(components[components > 0], minlength=1).argmax()
         for number, box in enumerate(ndimage.find_objects(components), start=1):
             mask = components[box] == number
             volume = float(mask.sum()) * grid.voxel_volume_ml
-            if volume < min_lesion_ml:
+            if volume < min_lesion_ml or (label.one_piece and number != largest):
                 kept[box][mask] = 0
                 continue
             inside = probabilities[label.name][box][mask]

@@ -47,12 +47,16 @@ class Terminology(Part):
 
 
 class Label(Part):
-    """One class that the model answers; the background has none."""
+    """One class that the model answers; the background has none.
+
+    `one_piece`: only its largest connected component stays, as of an organ.
+    """
 
     value: Annotated[int, Field(ge=1, le=255)]
     name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
     color: tuple[Channel, Channel, Channel]
     threshold: Share = 0.5
+    one_piece: bool = False
     terminology: Terminology | None = None
 
 

@@ -72,6 +72,8 @@ _SAME = {
     "central gland": "transition zone", "gall bladder": "gallbladder",
     "kidney right": "right kidney", "kidney left": "left kidney",
 }  # fmt: skip
+# Everybody has one: what else the network answers elsewhere is an error.
+ONE_PIECE = {"prostate"}
 _REGIONS = {
     "brain": ("MS lesion", Code(scheme="SCT", value="12738006", meaning="Brain")),
     "prostate": ("Prostate lesion", Code(scheme="SCT", value="41216001", meaning="Prostate")),
@@ -126,7 +128,7 @@ def known_labels(data: "Dataset", threshold: float = 0.5) -> list[Label]:
         labels.append(
             Label(
                 value=value, name=title, color=COLORS[n % len(COLORS)], threshold=threshold,
-                terminology=terms,
+                one_piece=plain in ONE_PIECE, terminology=terms,
             )
         )  # fmt: skip
     return labels
