@@ -121,6 +121,18 @@ def test_every_case_is_measured_by_a_model_that_never_saw_its_patient(whole, dat
     assert facts["folds"] == {fold.name: fold.test for fold in make_folds(data, 2)}
 
 
+def test_each_card_also_has_what_its_sisters_made_of_the_other_cases(whole):
+    out, rows, _ = whole
+    own, sisters = "never trained on", "by a model of the same settings that was never trained on it"
+    for fold in ("fold_0", "fold_1"):
+        metrics = ModelFolder.read(out / fold / "model").description.metrics
+        told = [(m.case, m.how.split(": ")[-1], m.value) for m in metrics if m.name == "Dice"]
+        expected = [(row, own if row.fold == fold else sisters) for row in rows]
+        assert sorted(told) == sorted(
+            (row.case, how, values([row], "Dice")[0]) for row, how in expected
+        )
+
+
 def test_the_summary_is_what_the_figures_of_the_cases_say(whole):
     out, rows, _ = whole
     with (out / "figures.csv").open(newline="") as file:

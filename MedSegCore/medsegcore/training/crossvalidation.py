@@ -48,6 +48,7 @@ from medsegcore.training.trainer import CACHE, LAST, MODEL, train
 
 FIGURES, EXPERIMENT, BY_THRESHOLD = "figures.csv", "experiment.json", "thresholds.csv"
 HOW_MEASURED = "held out in a cross-validation: never trained on"
+BY_SISTER = "by a model of the same settings that was never trained on it"
 # Of a fold's time; the rest is for measuring.
 TRAINING_SHARE = 0.9
 How = int | Literal["patient", "site"]
@@ -176,6 +177,7 @@ def run_folds(
             _run_fold(of_fold(recipe, fold), data, fold, plan, out / fold.name, overall, what)
         rows += read_held_out(out / fold.name / FIGURES)
         overall.next()
+    _share_figures([out / fold.name / MODEL for fold in folds])
     _write_results(out, recipe, data, folds, plan, rows)
     return rows
 
@@ -225,6 +227,18 @@ def _run_fold(
     # Several times the model's size, and of no more use.
     (out / LAST).unlink(missing_ok=True)
     shutil.rmtree(out / CACHE, ignore_errors=True)
+
+
+def _share_figures(folders: Sequence[Path]) -> None:
+    """Into the card of each fold's model the held-out figures of the other folds as well: one held
+    out case says little of how the model does elsewhere."""
+    models = [ModelFolder.read(folder) for folder in folders]
+    own = [[m for m in x.description.metrics if m.how == HOW_MEASURED] for x in models]
+    for n, model in enumerate(models):
+        others = [m for part in (*own[:n], *own[n + 1 :]) for m in part]
+        sisters = [m.model_copy(update={"how": BY_SISTER}) for m in others]
+        update = {"metrics": [*own[n], *sisters]}
+        model.with_description(model.description.model_copy(update=update))
 
 
 def _claim(out: Path, recipe: Recipe, data: Dataset, folds: Sequence[Fold], plan: Plan) -> None:
