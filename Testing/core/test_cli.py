@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from medsegcore.cli import main
+from medsegcore.cli import console, main
 from medsegcore.cli.app import input_files, recipe_settings, thresholds
 from medsegcore.errors import InputError
 from medsegcore.imaging import file_and_volume
@@ -64,6 +64,26 @@ def test_errors_are_one_sentence_on_stderr_with_an_exit_code(
     if code == 4:
         main([*arguments, "--out", str(tmp_path / "r"), "--debug"])
         assert "Traceback" in capsys.readouterr().err
+
+
+def test_without_a_terminal_progress_is_a_line_at_each_stage_and_then_one_a_minute(
+    monkeypatch, capsys
+):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    talk = console.Console()
+    for n in range(200):
+        talk.progress("train", n, 200, 200.0 - n)
+        now[0] += 1
+    talk.progress("measure", 1, 4, None)
+    talk.stop()
+    assert capsys.readouterr().err.splitlines() == [
+        "train 0%, 3:20 min left",
+        "train 30%, 2:20 min left",
+        "train 60%, 1:20 min left",
+        "train 90%, 0:20 min left",
+        "measure 25%",
+    ]
 
 
 def test_wrong_usage_is_exit_code_2(capsys):

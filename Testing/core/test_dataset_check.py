@@ -183,8 +183,19 @@ def test_folders_that_are_left_out_and_a_lone_patient_are_told(folders):
     assert not [text for _, _, text in findings(folders) if "left out" in text or "one" in text]
     (folders / "b" / "lesion.nii.gz").unlink()
     warnings = [text for severity, _, text in findings(folders) if severity == "warning"]
-    assert "1 folder with images but without the label left out: b." in warnings
+    left_out = "1 folder with images but without the label left out: b. There, too, the mask has to"
+    assert f"{left_out} be called 'lesion.nii.gz'." in warnings
     assert any("All cases are of one patient, 'a'" in text for text in warnings)
+
+
+def test_a_misspelt_channel_is_told_from_another_one(folders):
+    (folders / "b" / "flair.nii.gz").rename(folders / "b" / "flare.nii.gz")
+    (folders / "a_1" / "t2.nii.gz").rename(folders / "a_1" / "t3.nii.gz")
+    (folders / "a_2" / "t2.nii.gz").rename(folders / "a_2" / "t1ce.nii.gz")
+    misspelt = [text for _, _, text in findings(folders) if "misspelt" in text]
+    assert misspelt == [
+        "'flare' of b may be a misspelt 'flair': as it stands it is a channel of its own."
+    ]
 
 
 def test_tilt_and_intensities_by_hand(ms_images):

@@ -2,9 +2,13 @@
 
 import json
 import sys
+import time
 from typing import Any
 
 from medsegcore.errors import MedSegError
+
+# Of the progress in a file or a pipe, where there is no bar.
+LINE_EVERY_SECONDS = 60
 
 
 class Console:
@@ -22,6 +26,7 @@ class Console:
         self._bar: Any = None
         self._task: Any = None
         self._stage = ""
+        self._told = 0.0
 
     def say(self, text: str = "") -> None:
         """A line for people."""
@@ -59,6 +64,9 @@ class Console:
             eta = None if eta_s is None else round(eta_s, 1)
             self.event("progress", stage=stage, done=done, total=total, eta_s=eta)
             return
+        if not sys.stderr.isatty():
+            self._tell(stage, done / total if total else 1.0, eta_s)
+            return
         if self._bar is None:
             self._start()
         if stage != self._stage:
@@ -66,6 +74,15 @@ class Console:
             self._task = self._bar.add_task(stage, total=total, left="")
         left = "" if eta_s is None else f"{_minutes(eta_s)} left"
         self._bar.update(self._task, completed=done, total=total, left=left)
+
+    def _tell(self, stage: str, share: float, eta_s: float | None) -> None:
+        """The same in a file or a pipe: a line at each new stage, and then one a minute."""
+        now = time.monotonic()
+        if stage == self._stage and now - self._told < LINE_EVERY_SECONDS:
+            return
+        self._stage, self._told = stage, now
+        left = "" if eta_s is None else f", {_minutes(eta_s)} left"
+        print(f"{stage} {share:.0%}{left}", file=sys.stderr, flush=True)
 
     def _start(self) -> None:
         from rich.console import Console as RichConsole

@@ -1,5 +1,6 @@
 """What is wrong with a data set, before a training finds out: every image is opened once."""
 
+import difflib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ import numpy as np
 
 from medsegcore.errors import MedSegError
 from medsegcore.imaging import Grid, Image, fov_overlap, measure, read_image
+from medsegcore.models.contrasts import contrast_of
 from medsegcore.training.datasets.dataset import Case, Dataset
 from medsegcore.training.datasets.picture import draw_case
 
@@ -331,7 +333,8 @@ class _Checks:
                 "note",
                 "",
                 f"In {len(set(self.resampled))} of {len(self.cases)} cases the channels lie on "
-                "different grids: they will be resampled.",
+                "different grids: they will be resampled. Cases: "
+                f"{_some(list(dict.fromkeys(self.resampled)))}.",
             )
 
     def _compare_presence(self) -> None:
@@ -344,12 +347,14 @@ class _Checks:
                     f"The optional channel '{key}' is missing in {len(missing)} of "
                     f"{len(self.dataset.cases)} cases: {_some(missing)}.",
                 )
+        self._compare_names()
         if self.dataset.left_out:
             self.say(
                 "warning",
                 "",
                 f"{counted(len(self.dataset.left_out), 'folder')} with images but without the "
-                f"label left out: {_some(self.dataset.left_out)}.",
+                f"label left out: {_some(self.dataset.left_out)}. There, too, the mask has to be "
+                f"called '{next(iter(self.dataset.labels))}.nii.gz'.",
             )
         if len(self.dataset.patients) == 1:
             hint = "" if self.dataset.declared else (
@@ -364,6 +369,25 @@ class _Checks:
         for name in self.dataset.labels:
             if not any(case.volumes_ml.get(name) for case in self.cases):
                 self.say("warning", "", f"The label '{name}' is in no case.")
+
+    def _compare_names(self) -> None:
+        """A channel that is there only where one of nearly the same name is not."""
+        names = {
+            key: {case.id for case in self.dataset.cases if key in case.images}
+            for key in self.dataset.channels
+        }
+        for key, cases in names.items():
+            others = [x for x in names if len(names[x]) > len(cases) and not names[x] & cases]
+            for usual in difflib.get_close_matches(key, others, n=1):
+                # T1 and T2 are written alike, too, and are what they say.
+                if contrast_of(key).kind not in ("", contrast_of(usual).kind):
+                    continue
+                self.say(
+                    "warning",
+                    "",
+                    f"'{key}' of {_some(sorted(cases))} may be a misspelt '{usual}': as it stands "
+                    "it is a channel of its own.",
+                )
 
     def _compare_contents(self) -> None:
         for places in self.contents.values():
