@@ -19,8 +19,6 @@ from medsegcore.evaluation.metrics import THRESHOLDS
 from medsegcore.models import ModelFolder
 from medsegcore.training.comparisons import results_markdown
 from medsegcore.training.crossvalidation import (
-    BY_SISTER,
-    HOW_MEASURED,
     Overall,
     cross_validate,
     labelled,
