@@ -72,7 +72,11 @@ def _inputs_and_output(d: ModelDescription) -> list[str]:
         "",
         "## Output",
         "",
-        *[f"- {x.value}: {x.name} (threshold {x.threshold:g})" for x in d.labels],
+        *[
+            f"- {x.value}: {x.name} (threshold {x.threshold:g}"
+            f"{', its largest piece alone' if x.one_piece else ''})"
+            for x in d.labels
+        ],
         *[f"- attention `{a.key}` ({a.kind}): {a.title}" for a in d.attention],
     ]
 

@@ -21,7 +21,7 @@ from medsegcore.models import (
 )
 from medsegcore.networks import create_network
 from medsegcore.training.recipes.base import NO_WEIGHTS, RESEARCH_ONLY
-from medsegcore.training.recipes.terms import COLORS, TERMINOLOGY, plain_name
+from medsegcore.training.recipes.terms import COLORS, ONE_PIECE, TERMINOLOGY, plain_name
 
 if TYPE_CHECKING:
     from medsegcore.training.datasets import Dataset
@@ -72,8 +72,6 @@ _SAME = {
     "central gland": "transition zone", "gall bladder": "gallbladder",
     "kidney right": "right kidney", "kidney left": "left kidney",
 }  # fmt: skip
-# Everybody has one: what else the network answers elsewhere is an error.
-ONE_PIECE = {"prostate"}
 _REGIONS = {
     "brain": ("MS lesion", Code(scheme="SCT", value="12738006", meaning="Brain")),
     "prostate": ("Prostate lesion", Code(scheme="SCT", value="41216001", meaning="Prostate")),

@@ -46,6 +46,8 @@ TERMINOLOGY = {
     "kidney right": _term(ANATOMY, *KIDNEY, RIGHT),
     "kidney left": _term(ANATOMY, *KIDNEY, LEFT),
 }
+# Everybody has one: what else a network answers elsewhere is an error.
+ONE_PIECE = {"prostate", "prostate gland"}
 
 
 def plain_name(name: str) -> str:

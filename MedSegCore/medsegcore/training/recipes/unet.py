@@ -39,7 +39,7 @@ from medsegcore.training.recipes.base import (
     Supervised,
     warm_cosine,
 )
-from medsegcore.training.recipes.terms import COLORS, TERMINOLOGY, plain_name
+from medsegcore.training.recipes.terms import COLORS, ONE_PIECE, TERMINOLOGY, plain_name
 from medsegcore.training.transplant import with_transplants
 
 PAPERS = {
@@ -215,6 +215,7 @@ class UNetRecipe(Recipe):
             labels=[
                 Label(
                     value=value, name=name, color=COLORS[n % len(COLORS)],
+                    one_piece=plain_name(name) in ONE_PIECE,
                     terminology=TERMINOLOGY.get(plain_name(name)),
                 )
                 for n, (name, value) in enumerate(data.labels.items())
