@@ -40,6 +40,9 @@ class RSANetConfig:
             normalisation do not, once it is trained.
         norm_groups: groups of each group normalisation; has to divide the width.
         dropout: share of the stem's channels that training drops.
+        head_bias: a bias of the last convolution, which the release has not. Without it, a lesion
+            that the features (after a ReLU) say nothing about has a probability of a half at
+            most, and a training may stay there.
     """
 
     in_channels: int = 3
@@ -50,6 +53,7 @@ class RSANetConfig:
     norm: str = "group"
     norm_groups: int = 8
     dropout: float = 0.2
+    head_bias: bool = False
 
     def __post_init__(self) -> None:
         # model.json may hold anything here, and torch's own words would not name the setting.
@@ -59,6 +63,8 @@ class RSANetConfig:
                 raise ValueError(f"{name} is {value!r} but has to be a whole number above 0")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r} but has to lie from 0 to below 1")
+        if type(self.head_bias) is not bool:
+            raise ValueError(f"head_bias is {self.head_bias!r} but has to be true or false")
         if self.block not in ("rsa", "nonlocal"):
             raise ValueError(f"block is {self.block!r} but has to be 'rsa' or 'nonlocal'")
         if not isinstance(self.placement, str) or self.placement not in PLACEMENTS:
@@ -188,7 +194,7 @@ class RSANet(nn.Module):
         self.decoder = nn.ModuleList(Up(n, config) for n in reversed(widths[1:]))
         self.head = nn.Sequential(
             nn.Conv3d(widths[0], widths[0], kernel_size=3, padding=1, bias=False),
-            nn.Conv3d(widths[0], config.out_channels, kernel_size=1, bias=False),
+            nn.Conv3d(widths[0], config.out_channels, kernel_size=1, bias=config.head_bias),
         )
         make = RSABlock if config.block == "rsa" else NonLocalBlock3d
         channels = {"encoder": widths[-2], "bottom": widths[-1], "decoder": widths[-2]}

@@ -66,7 +66,7 @@ class RSANetRecipe(Recipe):
     """See `Recipe` for what is common.
 
     Attributes:
-        width, norm, norm_groups, placement, block: of the network (`RSANetConfig`).
+        width, norm, norm_groups, placement, block, head_bias: of the network (`RSANetConfig`).
         patch: of 1 mm.
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
         weight_decay: of AdamW.
@@ -84,6 +84,7 @@ class RSANetRecipe(Recipe):
     norm_groups: int = 4
     placement: str = "010"
     block: str = "rsa"
+    head_bias: bool = True
     patch: tuple[int, int, int] = (64, 64, 64)
     batch_size: int = 2
     learning_rate: float = 2e-3
@@ -105,7 +106,7 @@ class RSANetRecipe(Recipe):
         config: dict[str, Any] = {
             "in_channels": len(INPUTS), "out_channels": 2, "width": self.width,
             "norm": self.norm, "norm_groups": self.norm_groups, "placement": self.placement,
-            "block": self.block,
+            "block": self.block, "head_bias": self.head_bias,
         }  # fmt: skip
         return NetworkSpec(name="rsanet", config=config)
 
