@@ -275,6 +275,22 @@ def test_at_the_start_only_the_alphas_of_an_rsa_block_learn():
         assert learns == ("alpha" in name), name
 
 
+@pytest.mark.parametrize(("bias", "most"), [(False, 0.5), (True, 1.0)])
+def test_where_the_last_features_are_zero_only_a_bias_can_say_lesion(bias, most):
+    network = RSANet(RSANetConfig(width=4, norm_groups=2, head_bias=bias)).eval()
+    with torch.no_grad():
+        # What a ReLU gives for features below 0.
+        for part in (
+            network.decoder[-1].level.layers[4].weight,
+            network.decoder[-1].level.layers[4].bias,
+        ):
+            part.zero_()
+        if bias:
+            network.head[1].bias.copy_(torch.tensor([-10.0, 10.0]))
+        lesion = network(torch.randn(1, 3, 16, 16, 16)).softmax(dim=1)[:, 1]
+    assert torch.allclose(lesion, torch.full_like(lesion, most), atol=1e-6)
+
+
 # Its config.
 
 
@@ -288,6 +304,7 @@ def test_defaults_are_the_published_network():
         "norm": "group",
         "norm_groups": 8,
         "dropout": 0.2,
+        "head_bias": False,
     }
     assert RSANet.multiple == 2**4
 
@@ -297,6 +314,7 @@ def test_defaults_are_the_published_network():
     [
         ({"placement": "011"}, "placement is '011', not one of ['000', '010', '101', '111']"),
         ({"placement": 10}, "placement is 10, not one of ['000', '010', '101', '111']"),
+        ({"head_bias": 1}, "head_bias is 1 but has to be true or false"),
         ({"block": "gate"}, "block is 'gate' but has to be 'rsa' or 'nonlocal'"),
         ({"width": 10, "norm_groups": 4}, "norm_groups 4 does not divide width 10"),
         ({"norm_groups": 0}, "norm_groups is 0 but has to be a whole number above 0"),
