@@ -212,8 +212,9 @@ def _dragAndUndo(hand) -> None:
     hand.unfold("resultsSection")
     totals = _settledTotals(hand)
     before, default = _voxels(), hand.widget(SLIDER).value
-    hand.drag(SLIDER, default + 0.4)
-    assert abs(hand.widget(SLIDER).value - default - 0.4) < 0.05
+    higher = (default + 1) / 2
+    hand.drag(SLIDER, higher)
+    assert abs(hand.widget(SLIDER).value - higher) < 0.05
     hand.waitUntil(lambda: _voxels() < before and hand.widget("undoButton").enabled)
     hand.click("undoButton")
     hand.waitUntil(lambda: (_voxels(), hand.widget(SLIDER).value) == (before, default))
