@@ -260,11 +260,13 @@ class LesionTable:
     ) -> Steps[Lesion]:
         grid = self.segments.worldGrid
         kji = np.stack(np.unravel_index(voxels, grid.shape), axis=1)
+        yield
         low, high = kji.min(axis=0), kji.max(axis=0) + 1
         k, j, i = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         part = grid.crop((k, j, i))
         mask = np.zeros(part.shape, bool)
         mask[tuple((kji - low).T)] = True
+        yield
         probability = self.segments.probabilities[label].reshape(-1)[voxels]
         r, a, s = (float(x) for x in grid.to_ras(kji[:, ::-1].mean(axis=0)))
         yield

@@ -241,6 +241,8 @@ def unpackVoxels(text: str) -> list[np.ndarray]:
     while at < numbers.size:
         count = int(numbers[at])
         runs = numbers[at + 1 : at + 1 + 2 * count].reshape(-1, 2)
-        lesions.append(np.concatenate([np.arange(a, a + n) for a, n in runs]))
+        starts, lengths = runs[:, 0], runs[:, 1]
+        before = np.cumsum(lengths) - lengths
+        lesions.append(np.repeat(starts - before, lengths) + np.arange(lengths.sum()))
         at += 1 + 2 * count
     return lesions
