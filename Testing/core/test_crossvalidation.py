@@ -19,6 +19,8 @@ from medsegcore.evaluation.metrics import THRESHOLDS
 from medsegcore.models import ModelFolder
 from medsegcore.training.comparisons import results_markdown
 from medsegcore.training.crossvalidation import (
+    BY_SISTER,
+    HOW_MEASURED,
     Overall,
     cross_validate,
     labelled,
@@ -123,16 +125,12 @@ def test_every_case_is_measured_by_a_model_that_never_saw_its_patient(whole, dat
 
 def test_each_card_also_has_what_its_sisters_made_of_the_other_cases(whole):
     out, rows, _ = whole
-    own, sisters = (
-        "never trained on",
-        "by a model of the same settings that was never trained on it",
-    )
     for fold in ("fold_0", "fold_1"):
         metrics = ModelFolder.read(out / fold / "model").description.metrics
         told = [(m.case, m.how, m.value) for m in metrics if m.name == "Dice"]
-        expected = [(row, own if row.fold == fold else sisters) for row in rows]
         assert sorted(told) == sorted(
-            (row.case, how, values([row], "Dice")[0]) for row, how in expected
+            (row.case, HOW_MEASURED if row.fold == fold else BY_SISTER, values([row], "Dice")[0])
+            for row in rows
         )
 
 

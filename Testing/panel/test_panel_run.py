@@ -138,6 +138,8 @@ def test_a_killed_worker_is_a_sentence_and_the_next_click_works(host, panel, add
     label = ui.runMessageLabel
     assert label.visibleRegion().boundingRect().height() == label.height
     host.screenshot(tmp_path / "killed.png")
+    # What the worker told of the devices may be on its way again.
+    host.waitUntil(lambda: ui.segmentButton.enabled, 5)
     host.click(ui.segmentButton)
     done(host, panel)
     assert ui.runMessageLabel.text == "Done."
