@@ -138,7 +138,7 @@ def test_a_killed_worker_is_a_sentence_and_the_next_click_works(host, panel, add
     label = ui.runMessageLabel
     assert label.visibleRegion().boundingRect().height() == label.height
     host.screenshot(tmp_path / "killed.png")
-    # What the worker told of the devices may be on its way again.
+    # On a busy machine a check of the inputs may still be on its way.
     host.waitUntil(lambda: ui.segmentButton.enabled, 5)
     host.click(ui.segmentButton)
     done(host, panel)
