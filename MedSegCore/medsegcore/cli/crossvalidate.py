@@ -32,6 +32,13 @@ Folds = Annotated[int | None, typer.Option(help="Number of folds; 5 if absent.")
 LeaveOneOut = Annotated[
     str | None, typer.Option(help="Instead of --folds: patient or site, each is a fold.")
 ]
+OneFold = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Train this fold alone, e.g. fold_0; may be repeated. Other processes, on the same "
+        "--out, train the others; the last to end writes the summary."
+    ),
+]
 
 
 def add_cross_validate(app: typer.Typer, console: Console) -> None:
@@ -44,6 +51,7 @@ def add_cross_validate(app: typer.Typer, console: Console) -> None:
         out: Out,
         folds: Folds = None,
         leave_one_out: LeaveOneOut = None,
+        fold: OneFold = None,
         minutes: Minutes = None,
         steps: Steps = None,
         setting: Setting = None,
@@ -60,7 +68,9 @@ def add_cross_validate(app: typer.Typer, console: Console) -> None:
             "seed": seed, "workers": workers, "label": label,
         }  # fmt: skip
         how = how_to_split(folds, leave_one_out)
-        run_cross_validate(console, recipe, setting or [], data, how, out, dry_run, options)
+        run_cross_validate(
+            console, recipe, setting or [], data, how, fold or [], out, dry_run, options
+        )
 
 
 def run_cross_validate(
@@ -69,6 +79,7 @@ def run_cross_validate(
     settings: list[str],
     data: Path,
     how: "How",
+    only: list[str],
     out: Path,
     dry_run: bool,
     options: dict[str, Any],
@@ -97,7 +108,9 @@ def run_cross_validate(
             console.say(line)
         say_hours(console, {recipe: rehearsal}, len(folds), plan)
         return
-    cross_validate(chosen, dataset, how, plan, out, progress_to(console))
+    if cross_validate(chosen, dataset, how, plan, out, progress_to(console), only) is None:
+        console.say(f"{', '.join(only)} done; the summary needs all {len(folds)} folds in {out}.")
+        return
     finish(console, out, ["summary.md", "figures.csv", "boxes.svg", "curves.svg"])
 
 

@@ -135,22 +135,30 @@ def cross_validate(
     plan: Plan,
     out: str | Path,
     progress: Progress | None = None,
-) -> list[HeldOut]:
+    only: Sequence[str] = (),
+) -> list[HeldOut] | None:
     """Train and measure every fold, or those that are not done yet in `out`.
 
     Args:
         plan: without patients: the folds say which.
+        only: names of the folds to run here; the others are another process's, in the same `out`.
 
     Returns:
-        The figures of all held-out cases.
+        The figures of all held-out cases; None while folds are missing.
 
     Raises:
-        SettingError: `out` holds another experiment; see also `make_folds`, `train`.
+        SettingError: `out` holds another experiment, or there is no such fold; see also
+            `make_folds`, `train`.
     """
     data = labelled(data)
     folds = make_folds(data, how)
-    overall = Overall(len(folds), progress)
-    return run_folds(recipe, data, folds, plan, Path(out), overall)
+    names = [fold.name for fold in folds]
+    for name in only:
+        if name not in names:
+            raise SettingError(f"There is no fold '{name}'.", f"Folds: {', '.join(names)}.")
+    own = [fold for fold in folds if not only or fold.name in only]
+    overall = Overall(len(own), progress)
+    return run_folds(recipe, data, folds, plan, Path(out), overall, own=own)
 
 
 def run_folds(
@@ -162,24 +170,33 @@ def run_folds(
     overall: Overall,
     title: str = "",
     of_fold: Callable[[Recipe, Fold], Recipe] = lambda recipe, fold: recipe,
-) -> list[HeldOut]:
+    own: Sequence[Fold] | None = None,
+) -> list[HeldOut] | None:
     """`cross_validate` with folds that are made already.
 
     Args:
         title: what the progress is told as.
         of_fold: gives the recipe what it takes from another training of the same fold.
+        own: the folds to run here; all when None.
     """
     _claim(out, recipe, data, folds, plan)
-    rows: list[HeldOut] = []
     for n, fold in enumerate(folds):
+        if own is not None and fold not in own:
+            continue
         what = f"{title}{', ' if title else ''}fold {n + 1} of {len(folds)}"
-        if not all((out / fold.name / file).is_file() for file in (FIGURES, BY_THRESHOLD)):
+        if not _is_done(out / fold.name):
             _run_fold(of_fold(recipe, fold), data, fold, plan, out / fold.name, overall, what)
-        rows += read_held_out(out / fold.name / FIGURES)
         overall.next()
+    if not all(_is_done(out / fold.name) for fold in folds):
+        return None
+    rows = [row for fold in folds for row in read_held_out(out / fold.name / FIGURES)]
     _share_figures([out / fold.name / MODEL for fold in folds])
     _write_results(out, recipe, data, folds, plan, rows)
     return rows
+
+
+def _is_done(fold: Path) -> bool:
+    return all((fold / file).is_file() for file in (FIGURES, BY_THRESHOLD))
 
 
 def _run_fold(

@@ -62,10 +62,12 @@ def ablate(
     overall = Overall(len(rows) * len(folds), progress)
     found: dict[str, list[HeldOut]] = {}
     for row in rows:
-        found[row.title] = run_folds(
+        figures = run_folds(
             row_recipe(row, settings), data, folds, plan, out / row.folder, overall, row.title,
             _taught(row, rows, out),
         )  # fmt: skip
+        assert figures is not None
+        found[row.title] = figures
         _write_study(out, paper, data, rows, folds, plan, found)
     return found
 

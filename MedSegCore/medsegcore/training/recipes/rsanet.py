@@ -9,6 +9,7 @@ on the scanner (0.2 on one that was hardly trained on, 0.5 on the others); with 
 normalisation of the paper's release the former is nearly as good anywhere from 0.3 to 0.8.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from monai.transforms import Compose
 from torch import nn
 from torch.optim import Optimizer
 
+from medsegcore.errors import SettingError
 from medsegcore.losses import LesionLoss
 from medsegcore.losses.rsanet import WeightForm
 from medsegcore.models import (
@@ -31,6 +33,7 @@ from medsegcore.models import (
     TrainingRecord,
 )
 from medsegcore.networks import create_network
+from medsegcore.networks.rsanet import RSANet
 from medsegcore.training.augmentation import training_transforms
 from medsegcore.training.datasets import Dataset
 from medsegcore.training.recipes.base import (
@@ -67,6 +70,10 @@ class RSANetRecipe(Recipe):
 
     Attributes:
         width, norm, norm_groups, placement, block, head_bias: of the network (`RSANetConfig`).
+        prior: about the lesions' probability, 0..1, that an untrained network with a bias gives
+            everywhere (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section
+            3.3). From a half, the background pushes every feature down in the first steps, and
+            those of lesions may die behind their ReLU.
         patch: of 1 mm.
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
         weight_decay: of AdamW.
@@ -86,6 +93,7 @@ class RSANetRecipe(Recipe):
     placement: str = "010"
     block: str = "rsa"
     head_bias: bool = True
+    prior: float = 0.01
     patch: tuple[int, int, int] = (64, 64, 64)
     batch_size: int = 2
     learning_rate: float = 2e-3
@@ -98,9 +106,22 @@ class RSANetRecipe(Recipe):
     drop: dict[str, float] = field(default_factory=lambda: {"t2": 0.4, "t1": 0.25})
     threshold: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 < self.prior < 1:
+            raise SettingError(f"prior is {self.prior}.", "Give more than 0 and less than 1.")
+
     @property
     def keys(self) -> list[str]:
         return [spec.key for spec in INPUTS]
+
+    def network(self, description: ModelDescription) -> nn.Module:
+        network = super().network(description)
+        assert isinstance(network, RSANet)
+        bias = network.head[-1].bias
+        if isinstance(bias, nn.Parameter):
+            with torch.no_grad():
+                bias.copy_(torch.tensor([0.0, math.log(self.prior / (1 - self.prior))]))
+        return network
 
     def network_spec(self) -> NetworkSpec:
         """The network's name and config."""
