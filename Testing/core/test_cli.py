@@ -1,6 +1,7 @@
 """The command line as a user or a program meets it."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from medsegcore.cli import console, main
 from medsegcore.cli.app import input_files, recipe_settings, thresholds
 from medsegcore.errors import InputError
 from medsegcore.imaging import file_and_volume
+from medsegcore.models import ModelFolder, store
 
 
 def inputs(folder):
@@ -102,6 +104,18 @@ def test_models_list_show_verify_and_pack(tmp_path, capsys):
     out = tmp_path / "m.zip"
     assert main(["models", "pack", "ms-lesion-rsanet", "--out", str(out)]) == 0
     assert out.stat().st_size < 8_000_000
+
+
+def test_a_model_without_figures_is_added_with_a_warning(
+    shipped_model, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(store, "user_folder", lambda: tmp_path / "models")
+    copy = ModelFolder.read(shutil.copytree(shipped_model.path, tmp_path / "copy"))
+    copy.with_description(copy.description.model_copy(update={"metrics": []}))
+    assert main(["models", "add", str(copy.path), "--id", "unmeasured"]) == 0
+    assert "Nobody has measured this model" in capsys.readouterr().err
+    assert main(["models", "add", str(shipped_model.path), "--id", "measured"]) == 0
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -276,6 +277,27 @@ def test_after_a_break_it_goes_on_and_ends_with_the_same_figures(whole, data, tm
                 assert a.value == pytest.approx(b.value, rel=0.02, abs=0.002), a.column
     assert not any(tmp_path.rglob("*.ckpt"))
     assert not any(tmp_path.rglob("*.tmp"))
+
+
+def test_folds_can_be_run_by_several_processes_and_the_last_one_sums_up(whole, data, tmp_path):
+    out, rows, _ = whole
+    shutil.copytree(out, tmp_path / "cv")
+    for file in ("summary.md", "figures.csv", "fold_1/figures.csv"):
+        (tmp_path / "cv" / file).unlink()
+    told = []
+    progress = lambda *event: told.append(event)  # noqa: E731
+    assert cross_validate(TINY, data, 2, PLAN, tmp_path / "cv", progress, ["fold_0"]) is None
+    assert not told
+    assert not (tmp_path / "cv" / "summary.md").exists()
+    again = cross_validate(TINY, data, 2, PLAN, tmp_path / "cv", progress, ["fold_1"])
+    assert {what for what, *_ in told} == {"fold 2 of 2"}
+    assert told[-1][1] == pytest.approx(1.0)
+    assert [row[:5] for row in again] == [row[:5] for row in rows]
+    assert values(again, "Dice") == pytest.approx(values(rows, "Dice"))
+    summary = (out / "summary.md").read_text(encoding="utf-8")
+    assert (tmp_path / "cv" / "summary.md").read_text(encoding="utf-8") == summary
+    with pytest.raises(SettingError, match="no fold 'fold_2'"):
+        cross_validate(TINY, data, 2, PLAN, tmp_path / "cv", only=["fold_2"])
 
 
 def test_a_training_that_was_stopped_before_its_model_was_written_still_gives_it(

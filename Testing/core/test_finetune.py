@@ -220,6 +220,11 @@ def test_one_command_writes_a_version_and_compares_it_with_the_old_one(
     arguments = ["--model", str(model.path), "--cases", str(corrected), "--out", str(out)]
     arguments += ["--old-cases", str(known), "--test", "10000_1000000", "--steps", "3"]
     arguments += ["--device", "cpu", "--workers", "0"]
+    assert main(["fine-tune", *arguments, "--dry-run"]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "Continued from 'known-unet' 1.0.0; 1 old cases are 50% of what" in said
+    assert "1 of 1 patients to train on, 0 of 0 patients to validate on, 1 of 1" in said
+    assert not out.exists()
     assert main(["fine-tune", *arguments]) == 0, capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in model.path.iterdir()} == before
     for report, case in (("new_cases", "10000_1000000"), ("old_cases", "ProstateX-0001")):
@@ -240,6 +245,29 @@ def test_one_command_writes_a_version_and_compares_it_with_the_old_one(
     )
     # The run is there already: nothing is written over.
     assert main(["fine-tune", *arguments]) == 6
+
+
+def test_a_break_costs_nothing(model, known, corrected, tmp_path):
+    def until(last, seen):
+        def progress(step, loss, done, left):
+            seen.append(step)
+            if step == last:
+                raise KeyboardInterrupt
+
+        return progress
+
+    first, second = [], []
+    recipe = FineTuningRecipe(model=str(model.path), old_cases=str(known))
+    plan = Plan(test=["10000_1000000"], steps=6, **CPU)
+    # Lightning answers an interrupt by ending the process.
+    with pytest.raises(SystemExit):
+        fine_tune(recipe, corrected, tmp_path / "run", plan, until(3, first))
+    assert not (tmp_path / "run" / "model").exists()
+    again = replace(plan, resume=True)
+    run = fine_tune(recipe, corrected, tmp_path / "run", again, until(None, second))
+    assert (first, second) == ([1, 2, 3], [4, 5, 6])
+    assert run.folder.description.training.steps == 6
+    assert run.folder.description.version == "1.1.0"
 
 
 def test_what_cannot_be_tuned_is_refused(model, known, corrected, ct_or_mr_model, tmp_path):

@@ -26,6 +26,7 @@ from medsegcore.training.recipes import (
     CSADRecipe,
     EdgeAttentionPretrainingRecipe,
     EdgeAttentionRecipe,
+    RSANetRecipe,
     UMMKDRecipe,
 )
 from medsegcore.training.setup import Plan, set_up
@@ -361,6 +362,26 @@ def test_ummkd_learns_a_real_tumour_in_both_modalities(unpaired, tmp_path):
 
 
 # Adaptive affinity
+
+
+def test_rsanet_starts_from_few_lesions_wherever_its_features_say_nothing():
+    recipe = RSANetRecipe(width=4, norm_groups=2, prior=0.02)
+    channels = {key: Channel(key) for key in recipe.keys}
+    network = recipe.network(recipe.description(described(channels), RECORD)).eval()
+    x = torch.randn(1, 3, 16, 16, 16)
+    with torch.no_grad():
+        assert network(x).softmax(dim=1)[:, 1].mean() < 0.05
+        for parameter in network.decoder[-1].level.layers[4].parameters():
+            parameter.zero_()
+        lesion = network(x).softmax(dim=1)[:, 1]
+    torch.testing.assert_close(lesion, torch.full_like(lesion, 0.02))
+    published = RSANetRecipe(width=4, norm_groups=2, head_bias=False)
+    assert (
+        published.network(published.description(described(channels), RECORD)).head[1].bias is None
+    )
+    for wrong in (0.0, 1.0):
+        with pytest.raises(SettingError, match="prior is"):
+            RSANetRecipe(prior=wrong)
 
 
 def test_affinity_has_the_settings_of_its_section_3():

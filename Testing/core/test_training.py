@@ -10,7 +10,7 @@ import torch
 
 from medsegcore.errors import DeviceError, MissingInputError, OutputError, SettingError
 from medsegcore.losses import LesionLoss
-from medsegcore.models import ModelFolder, TrainingRecord
+from medsegcore.models import Metric, ModelFolder, TrainingRecord
 from medsegcore.training.augmentation import (
     KeepOutsideZerod,
     RandBSplineDeformd,
@@ -249,8 +249,16 @@ def test_a_training_goes_on_after_a_break_with_the_same_losses(ms_cases, tmp_pat
         train(SMALL, ms_cases, tmp_path / "broken", plan)
     run = train(SMALL, ms_cases, tmp_path / "broken", again, losses_into(resumed))
     assert sorted(resumed) == list(range(7, 13))
+    # It was not measured, as when that is cancelled, and is given to be measured once more.
+    weights = run.folder.description.weights.sha256
+    run = train(SMALL, ms_cases, tmp_path / "broken", again)
+    assert run.folder.description.weights.sha256 == weights
+    measured = run.folder.description.model_copy(
+        update={"metrics": [Metric(name="Dice", value=0.5, unit="", case="b", n=1, how="test")]}
+    )
+    run.folder.with_description(measured)
     with pytest.raises(SettingError, match="has used up its budget"):
-        train(SMALL, ms_cases, tmp_path / "broken", dataclasses.replace(again, steps=6))
+        train(SMALL, ms_cases, tmp_path / "broken", again)
     # The reported loss is the mean since the start of the process: undo it to compare steps.
     own = {step: step * whole[step] - (step - 1) * whole.get(step - 1, 0) for step in whole}
     later = {

@@ -20,6 +20,7 @@ from medsegcore.cli.options import (
     Label,
     Minutes,
     Precision,
+    Resume,
     Seed,
     Setting,
     Steps,
@@ -196,9 +197,7 @@ def _add_train(app: typer.Typer, console: Console) -> None:
         precision: Precision = "auto",
         seed: Seed = 1,
         workers: Workers = 1,
-        resume: Annotated[
-            bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")
-        ] = False,
+        resume: Resume = False,
         dry_run: DryRun = False,
         label: Label = "lesion",
         limit: Annotated[

@@ -14,6 +14,7 @@ from medsegcore.cli.options import (
     Label,
     Minutes,
     Precision,
+    Resume,
     Seed,
     Steps,
     Test,
@@ -52,6 +53,7 @@ def add_distill(app: typer.Typer, console: Console) -> None:
         precision: Precision = "auto",
         seed: Seed = 1,
         workers: Workers = 1,
+        resume: Resume = False,
         dry_run: DryRun = False,
         label: Label = "lesion",
         model_id: Annotated[
@@ -69,6 +71,7 @@ def add_distill(app: typer.Typer, console: Console) -> None:
             {
                 "test": test or [], "validation": validate or [], "minutes": minutes,
                 "steps": steps, "device": device, "precision": precision, "seed": seed,
-                "workers": workers, "label": label, "model_id": model_id,
+                "workers": workers, "resume": resume, "label": label,
+                "model_id": model_id,
             },
         )  # fmt: skip

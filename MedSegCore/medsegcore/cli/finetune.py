@@ -8,9 +8,11 @@ import typer
 from medsegcore.cli.console import Console
 from medsegcore.cli.options import (
     Device,
+    DryRun,
     Label,
     Minutes,
     Precision,
+    Resume,
     Steps,
     Validate,
     Workers,
@@ -57,11 +59,13 @@ def add_fine_tune(app: typer.Typer, console: Console) -> None:
         precision: Precision = "auto",
         seed: Annotated[int, typer.Option(help="Of the patches.")] = 1,
         workers: Workers = 1,
+        resume: Resume = False,
+        dry_run: DryRun = False,
         label: Label = "lesion",
     ) -> None:
         """Let a model learn corrected cases without forgetting: a new version of its folder."""
         run_fine_tune(
-            console, ModelStore().find(model), cases, out,
+            console, ModelStore().find(model), cases, out, dry_run,
             {
                 "old_cases": str(old_cases or ""), "old_share": old_share, "guard": guard,
                 "rate": rate, "label": label,
@@ -69,7 +73,7 @@ def add_fine_tune(app: typer.Typer, console: Console) -> None:
             {
                 "test": test or [], "validation": validate or [], "minutes": minutes,
                 "steps": steps, "device": device, "precision": precision, "seed": seed,
-                "workers": workers, "label": label,
+                "workers": workers, "resume": resume, "label": label,
             },
         )  # fmt: skip
 
@@ -79,6 +83,7 @@ def run_fine_tune(
     old: ModelFolder,
     cases: Path,
     out: Path,
+    dry_run: bool,
     settings: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
@@ -86,12 +91,19 @@ def run_fine_tune(
     console.say("Loading the training libraries ...")
     from medsegcore.cli.train import training_progress
     from medsegcore.evaluation.evaluate import card_metrics
-    from medsegcore.training.finetune import FineTuningRecipe, fine_tune
+    from medsegcore.training.finetune import FineTuningRecipe, fine_tune, read_cases
+    from medsegcore.training.rehearsal import rehearse
     from medsegcore.training.report import measure
     from medsegcore.training.setup import Plan
 
     recipe = FineTuningRecipe(model=str(old.path), **settings)
-    run = fine_tune(recipe, cases, out, Plan(**options), training_progress(console))
+    plan = Plan(**options)
+    if dry_run:
+        for line in rehearse(recipe, read_cases(recipe, cases, plan), plan).lines(plan):
+            console.say(line)
+            console.event("plan", text=line)
+        return
+    run = fine_tune(recipe, cases, out, plan, training_progress(console))
     if run is None:
         return
     for note in run.notes:

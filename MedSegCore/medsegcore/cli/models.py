@@ -55,6 +55,11 @@ def add(console: Console, path: Path, model_id: str | None) -> None:
     folder = ModelStore().add(path, model_id)
     console.event("result", path=str(folder.path), id=folder.description.id)
     console.say(f"{folder.description.id} {folder.description.version} is in {folder.path}")
+    if not folder.description.metrics:
+        console.warn(
+            "Nobody has measured this model: its card has no figures. A training that was stopped "
+            "while it measured is completed by the same command with --resume; then add it anew."
+        )
 
 
 def remove(console: Console, model: str) -> None:

@@ -26,4 +26,8 @@ Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Seed = Annotated[int, typer.Option(help="Of weights and patches.")]
 Workers = Annotated[int, typer.Option(help="Processes that make patches.")]
 Label = Annotated[str, typer.Option(help="Masks' name in a folder of cases.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on from the checkpoint in --out, or measure what it made."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]

@@ -287,9 +287,7 @@ def fine_tune(
     out = Path(out)
     plan.check()
     check_start(out, plan.resume)
-    if not isinstance(cases, Dataset):
-        cases = read_dataset(cases, plan.label, recipe.keys)
-    _check_cases(recipe, split_cases(cases, plan.test, plan.validation))
+    cases = read_cases(recipe, cases, plan)
     setup = set_up(recipe, cases, plan, out / CACHE)
     mixed = recipe.old[1].training
     if mixed:
@@ -303,6 +301,18 @@ def fine_tune(
         both = MixedPatches(setup.patches, patches, recipe.old_share, plan.seed)
         setup = replace(setup, patches=both)
     return train_setup(setup, out, plan, progress)
+
+
+def read_cases(recipe: FineTuningRecipe, cases: str | Path | Dataset, plan: Plan) -> Dataset:
+    """The corrected cases, once it is sure that the model can learn from them.
+
+    Raises:
+        SettingError: see `fine_tune`.
+    """
+    if not isinstance(cases, Dataset):
+        cases = read_dataset(cases, plan.label, recipe.keys)
+    _check_cases(recipe, split_cases(cases, plan.test, plan.validation))
+    return cases
 
 
 def _check_cases(recipe: FineTuningRecipe, split: Split) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from medsegcore.errors import OutputError, SettingError
-from medsegcore.models import ModelFolder
+from medsegcore.models import ModelFolder, TrainingRecord
 from medsegcore.training.budget import Budget, BudgetedLearningRate
 from medsegcore.training.datasets import Case, Dataset
 from medsegcore.training.module import RunningMean, SegmentationModule
@@ -45,8 +45,8 @@ class TrainingRun:
     Attributes:
         folder: the model folder, without figures.
         training, validation, test: the cases that were trained on, chosen by, and neither.
-        last_loss: mean of the last 50 steps.
-        best_dice: of the validation; None without one.
+        last_loss: mean of the last 50 steps; not a number where no step was left to do.
+        best_dice: of the validation; None without one, or where no step was left to do.
         notes: a sentence for each setting that the data and the machine decided.
     """
 
@@ -119,6 +119,13 @@ def train_setup(
     callbacks: Sequence[Callback] = (),
 ) -> TrainingRun | None:
     """`train` from where everything is set up."""
+    if plan.resume and (out / MODEL).exists():
+        made = ModelFolder.read(out / MODEL)
+        if _has_spent(made.description.training, plan):
+            if made.description.metrics:
+                raise _used_up(out)
+            # It was stopped while it was measured.
+            return TrainingRun(made, *setup.split, math.nan, None, setup.notes)
     budget = Budget(plan.minutes, plan.steps)
     report = _Report(budget, progress)
     module = SegmentationModule(setup.objective, setup.recipe.optimizer, plan.seed)
@@ -130,9 +137,7 @@ def train_setup(
         return None
     if trainer.global_step == done:
         if (out / MODEL).exists():
-            raise SettingError(
-                f"The training in '{out}' has used up its budget.", "Give it more minutes or steps."
-            )
+            raise _used_up(out)
         # It was stopped before it wrote its model. Without a step Lightning leaves the weights as
         # they were, not their running mean, which is what the checkpoint calls its state.
         last = torch.load(out / LAST, map_location="cpu", weights_only=True)
@@ -144,6 +149,19 @@ def train_setup(
     folder = _export(setup, plan, out, module, budget, trainer)
     return TrainingRun(
         folder, *setup.split, report.loss, None if best is None else _best_dice(best), setup.notes
+    )
+
+
+def _has_spent(record: TrainingRecord, plan: Plan) -> bool:
+    by_steps = plan.steps is not None and record.steps >= plan.steps
+    # The record's minutes have one decimal.
+    by_time = plan.minutes is not None and record.minutes >= round(plan.minutes, 1)
+    return by_steps or by_time
+
+
+def _used_up(out: Path) -> SettingError:
+    return SettingError(
+        f"The training in '{out}' has used up its budget.", "Give it more minutes or steps."
     )
 
 
