@@ -17,6 +17,7 @@ from medsegcore.imaging import Grid, Image, resample
 from medsegcore.inference.lesions import Lesion, longest_diameter_mm
 from medsegcore.inference.result import lesion_columns, lesion_row
 
+from .Lattice import kjiOf, placesIn
 from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns, inputNodes
 from .RunSegments import RunSegments
@@ -259,16 +260,16 @@ class LesionTable:
         self, label: str, voxels: np.ndarray, images: Mapping[str, Image]
     ) -> Steps[Lesion]:
         grid = self.segments.worldGrid
-        kji = np.stack(np.unravel_index(voxels, grid.shape), axis=1)
+        kji = kjiOf(voxels, grid.shape)
+        k, j, i = (slice(int(x.min()), int(x.max()) + 1) for x in kji)
         yield
-        low, high = kji.min(axis=0), kji.max(axis=0) + 1
-        k, j, i = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         part = grid.crop((k, j, i))
         mask = np.zeros(part.shape, bool)
-        mask[tuple((kji - low).T)] = True
+        inPart = kji[0] - k.start, kji[1] - j.start, kji[2] - i.start
+        mask.reshape(-1)[placesIn(mask, inPart)] = True
         yield
         probability = self.segments.probabilities[label].reshape(-1)[voxels]
-        r, a, s = (float(x) for x in grid.to_ras(kji[:, ::-1].mean(axis=0)))
+        r, a, s = (float(x) for x in grid.to_ras(np.array([x.mean() for x in kji[::-1]])))
         yield
         means = {}
         for key, image in images.items():

@@ -14,7 +14,7 @@ from medsegcore.errors import EditedSegmentError, MissingInputError, SettingErro
 from medsegcore.imaging import Grid, Image
 from medsegcore.imaging.resample import reoriented_view
 
-from .Lattice import AxisMap, imageAffine, isEmpty, maskOnGrid
+from .Lattice import AxisMap, imageAffine, isEmpty, kjiOf, makeRoom, maskOnGrid, placesIn
 from .Lattice import voxels as imageVoxels
 from .NodeNames import KEY
 from .Observing import Observers, onSceneClose
@@ -22,6 +22,7 @@ from .ResultToScene import findRuns
 from .SceneConversion import localAffine, parentToWorld
 from .SegmentRule import (
     LOWEST,
+    VOXELS_A_STEP,
     LabelRule,
     maskChecksum,
     packVoxels,
@@ -375,37 +376,48 @@ class RunSegments:
         return gained.size + lost.size
 
     def _paint(self, label: str, voxels: np.ndarray, value: bool) -> bool:
-        """Set the voxels where they lie; False when that would touch another segment's, or when
-        the segment's image does not reach so far."""
+        """Set the voxels where they lie; False when that would touch another segment's."""
         segment = self._segment(label)
         image = segment.GetRepresentation(_BINARY)
         axes = None if isEmpty(image) else AxisMap.between(imageAffine(image), self.grid)
         if axes is None:
             return False
+        # In parts: new memory costs more than what is reckoned in it.
+        parts = [
+            kjiOf(voxels[first : first + VOXELS_A_STEP], self.grid.shape)
+            for first in range(0, voxels.size, VOXELS_A_STEP)
+        ]
+        low = np.min([[x.min() for x in kji] for kji in parts], axis=0)
+        high = np.max([[x.max() for x in kji] for kji in parts], axis=0) + 1
         onGrid, start = axes.toGrid(imageVoxels(image), image.GetExtent())
-        kji = np.stack(np.unravel_index(voxels, self.grid.shape)) - start[::-1, None]
-        if (kji < 0).any() or (kji >= np.array(onGrid.shape)[:, None]).any():
+        if (low < start[::-1]).any() or (high > start[::-1] + onGrid.shape).any():
+            makeRoom(image, axes, self.grid, low, high)
+            onGrid, start = axes.toGrid(imageVoxels(image), image.GetExtent())
+        flat = imageVoxels(image).reshape(-1)
+        places = [placesIn(onGrid, (k - start[2], j - start[1], i - start[0])) for k, j, i in parts]
+        old, new = (0, segment.GetLabelValue()) if value else (segment.GetLabelValue(), 0)
+        if any((flat[at] != old).any() for at in places):
             return False
-        at = tuple(kji)
-        if (onGrid[at] != (0 if value else segment.GetLabelValue())).any():
-            return False
-        onGrid[at] = segment.GetLabelValue() if value else 0
+        for at in places:
+            flat[at] = new
         image.GetPointData().GetScalars().Modified()
         image.Modified()
         return True
 
     def _modify(self, segmentId: str, voxels: np.ndarray, mode: int, value: int) -> None:
         """Set the voxels in the region around them, as the segment editor's effects do."""
-        kji = np.stack(np.unravel_index(voxels, self.grid.shape))
-        low, high = kji.min(axis=1), kji.max(axis=1) + 1
-        region = np.full(high - low, 1 - value, np.uint8)
-        region[tuple(kji - low[:, None])] = value
+        k, j, i = kjiOf(voxels, self.grid.shape)
+        low = np.array([x.min() for x in (k, j, i)])
+        shape = [x.max() + 1 for x in (k, j, i)] - low
         image = self.segmentation.GetSegmentation().GetSegment(segmentId).GetRepresentation(_BINARY)
         axes = None if isEmpty(image) else AxisMap.between(imageAffine(image), self.grid)
         if axes is None:
             axes = AxisMap.between(self.grid.affine, self.grid)
         assert axes is not None
-        modifier = axes.toImage(region, low[::-1])
+        modifier, region = axes.newImage(low[::-1], shape, np.dtype(np.uint8))
+        region[:] = 1 - value
+        at = placesIn(region, (k - low[0], j - low[1], i - low[2]))
+        imageVoxels(modifier).reshape(-1)[at] = value
         # Taking away needs no layer of its own: the others' voxels stay as they are.
         others = () if value else tuple(self.segmentation.GetSegmentation().GetSegmentIDs())
         slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment(

@@ -15,6 +15,7 @@ from .Steps import Steps, runToEnd
 LOWEST = 0.01
 # So many voxels, which may lie anywhere in new memory, are written in one step.
 VOXELS_A_STEP = 1 << 15
+VALUES_A_PART = 1 << 18
 NO_VOXELS = np.zeros(0, np.int64)
 
 
@@ -40,12 +41,18 @@ class LabelRule:
         self.probability = probability
         self.threshold = threshold
         flat = probability.reshape(-1)
-        above = np.flatnonzero(flat >= min(LOWEST, threshold))
+        limit, found = min(LOWEST, threshold), [NO_VOXELS]
+        for n in range(0, flat.size, VALUES_A_PART):
+            found.append(np.flatnonzero(flat[n : n + VALUES_A_PART] >= limit) + n)
+            yield
+        above = np.concatenate(found)
         yield
         order = yield from fallingOrder(flat[above])
         self._voxels = above[order]
         # Negative, so that they rise and can be searched.
         self._negative = -flat[self._voxels]
+        # No voxel outside of these can be the label's.
+        self._span = slice(int(above[0]), int(above[-1]) + 1) if above.size else slice(0, 0)
         self.leftOut = NO_VOXELS
         self._known: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=2)
         self._minMl, self._voxelMl, self._onePiece = 0.0, 0.0, False
@@ -97,7 +104,7 @@ class LabelRule:
         """The voxels (flat, ascending) of the label in `owner` whose components are left out."""
         if not self.filters:
             return NO_VOXELS
-        voxels = np.flatnonzero(owner.reshape(-1) == value)
+        voxels = placesOf(value, owner.reshape(-1)[self._span]) + self._span.start
         numbers = self.components(voxels)
         sizes = np.bincount(numbers)
         keep = sizes * self._voxelMl >= self._minMl
@@ -126,6 +133,13 @@ class LabelRule:
             np.concatenate([without(lost, before), newlyOut]),
             np.concatenate([without(gained, after), newlyIn]),
         )
+
+
+def placesOf(value: int, array: np.ndarray) -> np.ndarray:
+    """np.flatnonzero(array == value), in parts whose memory is used again."""
+    parts = range(0, array.size, VALUES_A_PART)
+    found = [np.flatnonzero(array[n : n + VALUES_A_PART] == value) + n for n in parts]
+    return np.concatenate([NO_VOXELS, *found])
 
 
 def without(voxels: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A segment follows its threshold, and nothing that a user did is lost."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import ndimage
 from medsegcore.errors import EditedSegmentError, MissingInputError, SettingError
 from medsegcore.imaging import Image, reorient
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
+from SlicerMedSegLib.Lattice import kjiOf, placesIn
 from SlicerMedSegLib.LiveThreshold import LiveThreshold
 from SlicerMedSegLib.ResultToScene import addResultToScene
 from SlicerMedSegLib.RunSegments import RunSegments
@@ -303,6 +305,16 @@ def test_flipped_and_permuted_axes_are_cut_the_same(
         live.setThreshold(LABEL, value)
         expected = result.relabel({LABEL: value}, 0.02).labelmap > 0
         assert np.array_equal(inScene(nodes.segmentation, volume), expected)
+
+
+def test_a_voxel_is_found_in_memory_however_the_axes_run():
+    array = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    for order in itertools.permutations(range(3)):
+        for steps in itertools.product((1, -1), repeat=3):
+            view = array.transpose(order)[tuple(slice(None, None, step) for step in steps)]
+            kji = kjiOf(np.arange(view.size), view.shape)
+            assert np.array_equal(np.stack(kji), np.indices(view.shape).reshape(3, -1))
+            assert np.array_equal(array.reshape(-1)[placesIn(view, kji)], view[kji])
 
 
 def test_an_empty_segment_can_be_filled_again(core, flair, rater_probability, make_result):
