@@ -11,6 +11,7 @@ from medsegcore.errors import DatasetError, MissingInputError, OutputError
 from medsegcore.imaging import Image, read_dicom_slices, read_image, reorient, to_sitk, write_image
 from medsegcore.training.datasets import read_dataset
 from medsegcore.training.datasets.adapters import ADAPTERS
+from medsegcore.training.datasets.adapters.samples import in_hounsfield
 
 NII = ".nii.gz"
 
@@ -352,3 +353,30 @@ def test_the_development_data_become_data_sets(
     content = json.loads((tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"))
     assert content["medseg"]["citation"] == ADAPTERS[name].source.citation
     assert read_dataset(tmp_path / "out") == dataset
+
+
+def test_each_slice_of_an_eight_bit_ct_is_put_back_to_hu_by_its_own_fat_and_muscle(
+    shared_data, tmp_path
+):
+    folder = shared_data / "sarcoma" / "sts"
+    gray = read_image(folder / "STS_036" / "ct.nii.gz")
+    ct = in_hounsfield(folder / "STS_036" / "ct.nii.gz")
+    assert ct.array.dtype == np.int16
+    assert ct.grid.same_as(gray.grid)
+    # The scale differs from slice to slice, what it stands for does not.
+    of_muscle = [[115, 55], [119, 55], [124, 55], [135, 55]]
+    for k, (level, hounsfield) in zip((0, 12, 18, 30), of_muscle, strict=True):
+        assert ct.array[k][gray.array[k] == level].mean() == pytest.approx(hounsfield, abs=12)
+    tumour = read_image(folder / "STS_036" / "tumor_on_ct.nii.gz").array > 0
+    for k in range(ct.shape[0]):
+        peaks = []
+        for low, high in ((-150, -40), (0, 110)):
+            inside = ct.array[k][~tumour[k] & (ct.array[k] > low) & (ct.array[k] < high)]
+            counts, edges = np.histogram(inside, bins=range(low, high + 1, 10))
+            peaks.append(edges[counts.argmax()] + 5)
+        # With one scale for all slices they would differ by 170 HU.
+        assert peaks == pytest.approx([-100, 55], abs=40), k
+    air = gray.with_array(np.zeros_like(gray.array))
+    write_image(air, tmp_path / "air.nii.gz")
+    with pytest.raises(DatasetError, match="peaks of fat and muscle"):
+        in_hounsfield(tmp_path / "air.nii.gz")

@@ -324,6 +324,22 @@ def test_ummkd_refuses_what_has_not_one_of_two_modalities(unpaired):
             UMMKDRecipe(**wrong)
 
 
+def test_a_window_of_ummkd_takes_the_place_of_that_of_all_soft_tissue():
+    data = described({"ct": Channel("CT", "CT", "HU"), "t2": Channel("T2")}, {"tumour": 1})
+
+    def windows(**settings):
+        recipe, _ = UMMKDRecipe(**settings).configured(data, FACTS)
+        inputs = recipe.description(data, RECORD).inputs
+        return {spec.key: spec.normalisation.window for spec in inputs}
+
+    assert windows() == {"ct": (-200.0, 400.0), "t2": None}
+    assert windows(windows={"ct": [-50, 150]}) == {"ct": (-50, 150), "t2": None}
+    with pytest.raises(SettingError, match="'mr', which is none of the modalities"):
+        windows(windows={"mr": (0, 1)})
+    with pytest.raises(SettingError, match=r"The window of 'ct' is \[150, -50\]"):
+        UMMKDRecipe(windows={"ct": (150, -50)})
+
+
 @pytest.mark.parametrize(
     ("dimensions", "patch", "shape"),
     [(2, (1, 32, 32), (2, 3, 32, 32)), (3, (8, 32, 32), (2, 1, 8, 32, 32))],

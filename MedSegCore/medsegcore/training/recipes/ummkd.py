@@ -13,7 +13,7 @@ At inference exactly one of the two is given.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -24,7 +24,7 @@ from medsegcore.errors import SettingError
 from medsegcore.imaging import read_image, resample
 from medsegcore.inference.preprocess import prepare
 from medsegcore.losses.ummkd import UMMKDLoss, weight_of
-from medsegcore.models import GridSpec, ModelDescription, NetworkSpec, TrainingRecord
+from medsegcore.models import GridSpec, InputSpec, ModelDescription, NetworkSpec, TrainingRecord
 from medsegcore.networks.ummkd import SETTINGS
 from medsegcore.training.augmentation import Stackd
 from medsegcore.training.cases import class_numbers
@@ -97,6 +97,9 @@ class UMMKDRecipe(Recipe):
         sharing, norm, norm_groups, layout: of the network (`UMMKD2dConfig`); "ours" and "joint+kd"
             distil, the other five settings do not.
         width: channels of its first part.
+        windows: intensities that an image is cut to, by its key, for another window than that of
+            known.py, which shows all of a CT's soft tissue and bone. What is below counts as
+            background.
         alpha, temperature, eta: of `UMMKDLoss`.
         learning_rate: at the start.
         augment: of the slices (2D alone), see `plain_slice_transforms`.
@@ -113,6 +116,7 @@ class UMMKDRecipe(Recipe):
     norm_groups: int = 16
     layout: str = "paper"
     width: int = 16
+    windows: dict[str, tuple[float, float]] = field(default_factory=dict)
     alpha: float = 0.5
     temperature: float = 2.0
     eta: float = 1e-4
@@ -129,6 +133,11 @@ class UMMKDRecipe(Recipe):
             )
         if self.augment != "none" and self.dimensions == 3:
             raise SettingError("augment is for slices.", "Leave it out, or set dimensions to 2.")
+        for key, window in self.windows.items():
+            if len(window) != 2 or not window[0] < window[1]:
+                raise SettingError(
+                    f"The window of '{key}' is {list(window)}.", "Give it as [low, high]."
+                )
 
     def configured(self, data: "Dataset", facts: DataFacts) -> tuple["Self", list[str]]:
         keys = self.modalities or tuple(data.channels)
@@ -162,10 +171,25 @@ class UMMKDRecipe(Recipe):
             "norm": self.norm, "norm_groups": self.norm_groups, "layout": self.layout,
         }  # fmt: skip
         return describe(
-            data, record, known_inputs(data, self.modalities), grid,
+            data, record, self._inputs(data), grid,
             NetworkSpec(name=f"ummkd_{self.dimensions}d", config=config), method="UMMKD",
             citation=[PAPER], threshold=self.threshold, one_of=True,
         )  # fmt: skip
+
+    def _inputs(self, data: "Dataset") -> list[InputSpec]:
+        assert self.modalities is not None
+        for key in self.windows:
+            if key not in self.modalities:
+                raise SettingError(
+                    f"A window is given for '{key}', which is none of the modalities.",
+                    f"They are {' and '.join(self.modalities)}.",
+                )
+        inputs = []
+        for spec in known_inputs(data, self.modalities):
+            window = self.windows.get(spec.key, spec.normalisation.window)
+            how = spec.normalisation.model_copy(update={"window": window and tuple(window)})
+            inputs.append(spec.model_copy(update={"normalisation": how}))
+        return inputs
 
     def objective(self, network: nn.Module, facts: DataFacts) -> UMMKDObjective:
         assert self.modalities is not None

@@ -3,15 +3,30 @@
 Folders as described in the SOURCES.md beside them.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from scipy.signal import find_peaks
+
+from medsegcore.errors import DatasetError
+from medsegcore.imaging import Image, read_image
 from medsegcore.training.datasets.adapters.brats import (
     BRATS_CHANNELS,
     BRATS_LABELS,
     BRATS_SOURCE,
 )
-from medsegcore.training.datasets.adapters.layout import Adapter, Found, by_label, matches
+from medsegcore.training.datasets.adapters.layout import (
+    Adapter,
+    Found,
+    ImageSource,
+    by_label,
+    matches,
+)
 from medsegcore.training.datasets.dataset import Channel
 from medsegcore.training.datasets.sources import SOURCES, Source
 
@@ -40,7 +55,10 @@ SARCOMA = Source(
     "doi 10.7937/K9/TCIA.2015.7GO2GSKS",
     "https://doi.org/10.7937/K9/TCIA.2015.7GO2GSKS",
 )
-CT_OR_MR = {"ct": "CT", "t1": "MR", "t2": "MR"}
+# Air of a CT's darkest voxels, and muscle without contrast medium.
+LOWEST_HU, MUSCLE_HU = -1024, 55
+# Fat of -130 to -70 HU, as the ratio of the distances of both from the lowest value.
+FAT_TO_MUSCLE = (0.82, 0.90)
 
 
 def _same_names(*keys: str) -> dict[str, str]:
@@ -53,15 +71,53 @@ _find_zones = by_label(
 )  # fmt: skip
 
 
+def _muscle_peak(gray: np.ndarray) -> float:
+    """Where muscle lies in the histogram of a slice: the upper one of two peaks, the lower of
+    which is fat; not a number where there is no such pair."""
+    counts = gaussian_filter1d(np.bincount(gray.ravel(), minlength=256).astype(float), 1.0)
+    counts[: len(counts) // 5] = 0
+    peaks, _ = find_peaks(counts, height=0.15 * counts.max(), distance=6)
+    pairs = [
+        upper
+        for lower, upper in itertools.combinations(peaks, 2)
+        if FAT_TO_MUSCLE[0] < lower / upper < FAT_TO_MUSCLE[1]
+    ]
+    return float(pairs[0]) if pairs else math.nan
+
+
+def in_hounsfield(path: Path) -> Image:
+    """A CT of 8 bits, each slice of which is scaled by itself, put back to about HU.
+
+    0 is taken for -1024 HU and the peak of muscle for 55 HU; a slice without one has the scale of
+    the nearest that has. One gray level is 9 to 11 HU.
+
+    Raises:
+        DatasetError: no slice has the peaks of fat and muscle.
+    """
+    image = read_image(path)
+    muscle = np.array([_muscle_peak(gray.astype(np.uint8)) for gray in image.array])
+    known = np.flatnonzero(np.isfinite(muscle))
+    if known.size == 0:
+        raise DatasetError(
+            f"No slice of '{path}' has the peaks of fat and muscle.", "Give a CT of 8 bits."
+        )
+    nearest = known[np.abs(np.arange(len(muscle))[:, None] - known).argmin(axis=1)]
+    scale = (MUSCLE_HU - LOWEST_HU) / muscle[nearest]
+    array = image.array.astype(np.float32) * scale[:, None, None] + LOWEST_HU
+    return image.with_array(np.rint(array).astype(np.int16))
+
+
 def _find_sarcoma(root: Path) -> Iterator[Found]:
     """Each image is a case of its own: its mask is drawn on it, and CT is not registered to MR."""
     pattern = r"sarcoma/sts/(?P<patient>STS_\d+)/tumor_on_(?P<key>ct|t1|t2)\.nii\.gz"
     for path, groups in matches(root, pattern):
+        key, file = groups["key"], path.with_name(f"{groups['key']}.nii.gz")
+        image: ImageSource = functools.partial(in_hounsfield, file) if key == "ct" else file
         yield Found(
-            id=f"{groups['patient']}_{groups['key']}",
+            id=f"{groups['patient']}_{key}",
             patient=groups["patient"],
             site="sts",
-            images={groups["key"]: path.with_name(f"{groups['key']}.nii.gz")},
+            images={key: image},
             label=path,
         )
 
@@ -107,9 +163,10 @@ SAMPLES = (
         name="samples-sarcoma",
         source=SARCOMA,
         layout="sarcoma/sts/STS_003/ with ct, t1, t2 and tumor_on_ct, tumor_on_t1, tumor_on_t2 "
-        ".nii.gz. Tried on the data. The voxel size of 1 mm is a placeholder.",
-        channels={key: Channel(key.upper(), "CT" if kind == "CT" else "MR", required=False)
-                  for key, kind in CT_OR_MR.items()},
+        ".nii.gz. Tried on the data. The voxel size of 1 mm is a placeholder, and the HU of the CT "
+        "are put back from 8 bits by fat and muscle.",
+        channels={"ct": Channel("CT", "CT", "HU", required=False),
+                  "t1": Channel("T1", required=False), "t2": Channel("T2", required=False)},
         labels={"sarcoma": 1},
         find=_find_sarcoma,
     ),
