@@ -8,6 +8,7 @@ CSAD (Zhang et al., arXiv 2011.03908) prints some of them with slips: Dice as it
 instead of the reference (eq. 14). These here are the standard definitions.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -130,7 +131,10 @@ def _surface_measure(
         return torch.from_numpy(np.ascontiguousarray(mask[box]))[None, None]
 
     spacing = [float(s) for s in reversed(spacing_ijk)]
-    return float(measure(tensor(answer), tensor(reference), spacing=spacing).item())
+    with warnings.catch_warnings():
+        # MONAI warns of an argument that it gives itself.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*get_mask_edges.*")
+        return float(measure(tensor(answer), tensor(reference), spacing=spacing).item())
 
 
 @dataclass(frozen=True)
