@@ -11,8 +11,8 @@ from medsegcore.evaluation.metrics import (
     hausdorff95_mm,
     hausdorff_mm,
     iou,
-    lesion_candidates,
     lesion_detection,
+    lesions_by_threshold,
     mean_surface_distance_mm,
     precision,
     sensitivity,
@@ -50,7 +50,8 @@ def test_empty_masks_have_their_stated_values():
     for distance in (hausdorff_mm, hausdorff95_mm, mean_surface_distance_mm):
         assert distance(empty, empty, (1, 1, 1)) == 0
         assert distance(full, empty, (1, 1, 1)) is None
-    assert froc([lesion_candidates(np.ones((3, 3, 3)), empty)]) is None
+    assert froc([lesions_by_threshold(np.ones((3, 3, 3)), empty)]) is None
+    assert lesions_by_threshold(np.zeros((3, 3, 3)), empty).false == [0] * 19
     none = lesion_detection(empty, empty)
     assert (none.recall, none.precision, none.f1) == (None, None, None)
     assert lesion_detection(full, empty).f1 == 0
@@ -88,24 +89,35 @@ def test_distances_of_two_voxels_by_hand():
 
 
 def test_froc_by_hand():
-    # Two cases. Lesions at 1-2 (candidate 0.9) and 5 (candidate 0.3) of the first, at 3 (no
-    # candidate) of the second; false candidates of 0.6 and 0.2 in the first, 0.4 in the second.
+    # Two cases. Lesions at 1-2 (answered by 0.92) and 5 (by 0.32) of the first, at 3 (not
+    # answered) of the second; false lesions of 0.62 and 0.22 in the first, 0.42 in the second.
     probability = np.zeros((2, 1, 1, 14))
     reference = np.zeros((2, 1, 1, 14), bool)
-    probability[0, ..., [1, 5, 9, 12]] = np.array([0.9, 0.3, 0.6, 0.2])[:, None, None]
-    probability[1, ..., 7] = 0.4
+    probability[0, ..., [1, 5, 9, 12]] = np.array([0.92, 0.32, 0.62, 0.22])[:, None, None]
+    probability[1, ..., 7] = 0.42
     reference[0, ..., [1, 2, 5]] = reference[1, ..., 3] = True
     pairs = list(zip(probability, reference, strict=True))
-    curve = froc([lesion_candidates(p, r) for p, r in pairs])
-    # Thresholds 0.2, 0.3, 0.4, 0.6, 0.9 and above all.
-    np.testing.assert_allclose(curve.false_per_case, [1.5, 1, 1, 0.5, 0, 0])
-    np.testing.assert_allclose(curve.recall, [2 / 3, 2 / 3, 1 / 3, 1 / 3, 1 / 3, 0])
-    # 1/4: 1/3; 1/2: 1/3; 1 false per case: 2/3 or 1/3; 2, 4, 8: 2/3.
-    assert curve.score in (
-        pytest.approx((1 / 3 + 1 / 3 + last + 3 * 2 / 3) / 6) for last in (1 / 3, 2 / 3)
-    )
-    large = froc([lesion_candidates(p, r, min_voxels=2) for p, r in pairs])
+    curve = froc([lesions_by_threshold(p, r) for p, r in pairs])
+    # At 0.05 to 0.2, 0.25 and 0.3, 0.35 and 0.4, 0.45 to 0.6, 0.65 to 0.9, and 0.95.
+    parts = (4, 2, 2, 4, 6, 1)
+    np.testing.assert_allclose(curve.false_per_case, np.repeat([1.5, 1, 1, 0.5, 0, 0], parts))
+    recall = np.repeat([2 / 3, 2 / 3, 1 / 3, 1 / 3, 1 / 3, 0], parts)
+    np.testing.assert_allclose(curve.recall, recall)
+    # With at most 1/4 and 1/2 false lesions per case 1/3 are found, with 1, 2, 4 and 8 of them 2/3.
+    assert curve.score == pytest.approx((2 * 1 / 3 + 4 * 2 / 3) / 6)
+    large = froc([lesions_by_threshold(p, r, 2) for p, r in pairs])
     assert large.recall.max() == 0
+
+
+def test_one_answer_over_everything_finds_no_lesion_at_any_threshold():
+    reference = np.zeros((4, 20, 20), bool)
+    reference[1, 3:5, 3:5] = reference[2, 12:14, 12:14] = True
+    whole = froc([lesions_by_threshold(np.full(reference.shape, 0.8), reference)])
+    assert (whole.score, whole.recall.max()) == (0, 0)
+    np.testing.assert_allclose(whole.false_per_case[:15], 1)
+    # The same answer, but above 0.5 on the lesions alone.
+    better = np.where(reference, 0.8, 0.5)
+    assert froc([lesions_by_threshold(better, reference)]).score == 1
 
 
 def test_lesions_count_as_found_when_a_tenth_is_covered():

@@ -18,14 +18,14 @@ from medsegcore.evaluation.answers import (
 )
 from medsegcore.evaluation.lesions import LesionRecord, lesion_records
 from medsegcore.evaluation.metrics import (
-    LesionCandidates,
+    LesionCounts,
     best_threshold_dice,
     dice,
     dice_by_threshold,
     hausdorff95_mm,
     iou,
-    lesion_candidates,
     lesion_detection,
+    lesions_by_threshold,
     mean_surface_distance_mm,
     precision,
     sensitivity,
@@ -123,7 +123,7 @@ class EvaluatedCase(NamedTuple):
 
     Attributes:
         figures: of each label, and of several their mean.
-        overlaps, candidates, dice_by_threshold: by label; the last two only where there are
+        overlaps, by_threshold, dice_by_threshold: by label; the last two only where there are
             probabilities.
         lesions: of all labels.
         view: where the answer is most wrong; None when no pictures are wanted.
@@ -132,7 +132,7 @@ class EvaluatedCase(NamedTuple):
     case: str
     figures: list[Figure]
     overlaps: dict[str, Overlap]
-    candidates: dict[str, LesionCandidates]
+    by_threshold: dict[str, LesionCounts]
     lesions: list[LesionRecord]
     view: ErrorView | None = None
     dice_by_threshold: Mapping[str, list[float]] = MappingProxyType({})
@@ -208,7 +208,7 @@ def evaluate_case(
         row.overlaps[shown] = overlap(mask, reference)
         row.lesions.extend(lesion_records(mask, reference, grid, probability, shown, smallest))
         if probability is not None:
-            row.candidates[shown] = lesion_candidates(probability, reference, min_voxels=smallest)
+            row.by_threshold[shown] = lesions_by_threshold(probability, reference, smallest)
             at_thresholds[shown] = dice_by_threshold(probability, reference)
     if len(references) > 1:
         row.figures.extend(_means(row.figures))

@@ -22,6 +22,8 @@ TOUCHING = np.ones((3, 3, 3))  # 26-neighbourhood
 
 # Of probabilities.
 THRESHOLDS = tuple(round(0.05 * n, 2) for n in range(1, 20))
+# Where the score of a FROC curve looks, as in LUNA16 from 1/4 on.
+FALSE_LESIONS_PER_CASE = (0.25, 0.5, 1, 2, 4, 8)
 
 # alpha, beta and gamma of the MSSEG challenge, see `detected`.
 LEAST_COVERED, MOST_OUTSIDE, LARGEST_PARTNERS = 0.1, 0.7, 0.65
@@ -234,60 +236,51 @@ def lesion_detection(
 
 
 @dataclass(frozen=True)
-class LesionCandidates:
-    """What the probabilities of one case offer at any threshold.
+class LesionCounts:
+    """What the probabilities of one case find at each of THRESHOLDS.
 
     Attributes:
-        false: maximum probability of each candidate that touches no reference lesion.
-        found: for each reference lesion that a candidate touches, the strongest one's.
+        found: reference lesions that the answer at that threshold detects.
+        false: lesions of that answer that are none, both by the rule of `detected`.
         lesions: number of reference lesions.
     """
 
-    false: list[float]
-    found: list[float]
+    found: list[int]
+    false: list[int]
     lesions: int
 
 
-def lesion_candidates(
-    probability: np.ndarray, reference: np.ndarray, least: float = 0.05, min_voxels: int = 1
-) -> LesionCandidates:
-    """Candidates are the 26-connected components above `least`.
+def lesions_by_threshold(
+    probability: np.ndarray, reference: np.ndarray, min_voxels: int = 1
+) -> LesionCounts:
+    """Lesions found, and false ones, at each of THRESHOLDS.
 
     Args:
         probability: [k, j, i], 0..1.
-        least: the lowest threshold.
+        reference: bool [k, j, i].
         min_voxels: smaller components are left out on both sides.
     """
-    from scipy import ndimage
-
-    candidates, count = ndimage.label(probability > least, structure=TOUCHING)
-    counted = np.bincount(candidates.ravel(), minlength=count + 1) >= min_voxels
-    counted[0] = False
-    strength = np.asarray(ndimage.maximum(probability, candidates, np.arange(count + 1)))
-    touched = np.zeros(count + 1, bool)
-    touched[np.unique(candidates[reference])] = True
-    lesions, _ = ndimage.label(reference, structure=TOUCHING)
-    found, number = [], 0
-    for lesion, box in enumerate(ndimage.find_objects(lesions), 1):
-        mine = lesions[box] == lesion
-        if mine.sum() < min_voxels:
-            continue
-        number += 1
-        on_it = np.unique(candidates[box][mine])
-        on_it = on_it[counted[on_it]]
-        if on_it.size:
-            found.append(float(strength[on_it].max()))
-    return LesionCandidates([float(p) for p in strength[counted & ~touched]], found, number)
+    box = _common_box(reference | (probability > THRESHOLDS[0]))
+    probability, lesions = probability[box], counted_lesions(reference[box], min_voxels)
+    found, false = [], []
+    for threshold in THRESHOLDS:
+        answered = counted_lesions(probability > threshold, min_voxels)
+        found.append(int(detected(lesions, answered).sum()))
+        false.append(int((~detected(answered, lesions)[1:]).sum()))
+    return LesionCounts(found, false, int(lesions.max(initial=0)))
 
 
 @dataclass(frozen=True)
 class Froc:
-    """Lesion recall against false lesions per case, over all probability thresholds.
+    """Lesion recall against false lesions per case, at each of THRESHOLDS.
+
+    Neither need rise as the threshold falls: lesions that flow together are one, and one that
+    covers far more than a reference lesion detects nothing.
 
     Attributes:
-        false_per_case: from the lowest threshold to the highest.
-        recall: 0..1 at the same thresholds.
-        score: mean recall at 1/4, 1/2, 1, 2, 4 and 8 false lesions per case, 0..1.
+        false_per_case, recall: from the lowest threshold to the highest; the latter 0..1.
+        score: mean over 1/4, 1/2, 1, 2, 4 and 8 false lesions per case of the highest recall that
+            a threshold reaches with no more of them; 0..1.
     """
 
     false_per_case: np.ndarray
@@ -295,23 +288,19 @@ class Froc:
     score: float
 
 
-def froc(cases: Sequence[LesionCandidates]) -> Froc | None:
-    """Free-response operating characteristic of several cases (MONAI).
+def froc(cases: Sequence[LesionCounts]) -> Froc | None:
+    """Free-response operating characteristic of several cases.
 
     Returns:
         None without any reference lesion.
     """
-    from monai.metrics import compute_froc_curve_data, compute_froc_score
-
     lesions = sum(case.lesions for case in cases)
     if not lesions:
         return None
-    # MONAI leaves the lowest probability out of the curve; this one is no candidate's.
-    false = np.array([-1.0, *(p for case in cases for p in case.false)])
-    found = np.array([p for case in cases for p in case.found])
-    false_per_case, recall = compute_froc_curve_data(false, found, lesions, len(cases))
-    score = compute_froc_score(false_per_case, recall, (0.25, 0.5, 1, 2, 4, 8))
-    return Froc(false_per_case, recall, float(score))
+    false_per_case = np.mean([case.false for case in cases], axis=0)
+    recall = np.sum([case.found for case in cases], axis=0) / lesions
+    at = [recall[false_per_case <= most].max(initial=0.0) for most in FALSE_LESIONS_PER_CASE]
+    return Froc(false_per_case, recall, float(np.mean(at)))
 
 
 def best_threshold_dice(
@@ -338,7 +327,9 @@ def best_threshold_dice(
 
 
 def _common_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The bounding box with a margin of one voxel, which surfaces need."""
+    """The bounding box with a margin of one voxel, which surfaces need; empty of an empty mask."""
+    if not mask.any():
+        return tuple(slice(0, 0) for _ in mask.shape)
     box = []
     for axis in range(mask.ndim):
         filled = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))

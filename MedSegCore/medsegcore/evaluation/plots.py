@@ -159,20 +159,16 @@ def _bland_altman(rows: Rows, label: str) -> Canvas:
 
 
 def _froc(rows: Rows, label: str) -> Canvas | None:
-    """Recall over false lesions per case, and as a marker where each method works.
-
-    The curve takes each region above the lowest threshold as one candidate, whatever part of it
-    is answered at a higher one, so that it lies above the marker.
-    """
+    """Recall over false lesions per case, and as a marker where each method works."""
     canvas = Canvas(figsize=(6.4, 4.2), layout="constrained")
     axes = canvas.subplots()
     drawn = False
     for n, cases in enumerate(rows.values()):
         color, marker = look(n)
-        candidates = [case.candidates[label] for case in cases if label in case.candidates]
-        curve = froc(candidates) if candidates else None
+        counts = [case.by_threshold[label] for case in cases if label in case.by_threshold]
+        curve = froc(counts) if counts else None
         if curve is not None:
-            axes.step(curve.false_per_case, curve.recall, where="post", color=color)
+            axes.plot(curve.false_per_case, curve.recall, color=color)
         lesions = [x for case in cases for x in case.lesions if x.label == label]
         real = [lesion for lesion in lesions if not lesion.false]
         if real:

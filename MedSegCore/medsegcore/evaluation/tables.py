@@ -43,8 +43,8 @@ def pooled(rows: Sequence[EvaluatedCase]) -> dict[str, float]:
         start = f"{label}: " if label else ""
         voxels = voxel_average([row.overlaps[label] for row in rows])
         out.update({f"{start}voxel average {name}": value for name, value in voxels.items()})
-        if label in rows[0].candidates:
-            curve = froc([row.candidates[label] for row in rows])
+        if label in rows[0].by_threshold:
+            curve = froc([row.by_threshold[label] for row in rows])
             if curve is not None:
                 out[f"{start}FROC score"] = curve.score
     return out
