@@ -80,6 +80,8 @@ class UMMKD2dConfig:
         dropout: share of the activations that training drops. Silent; the release keeps 0.75.
         layout: "paper" (convolution, normalisation, ReLU) or "released" (normalisation,
             leaky ReLU, convolution).
+        head_bias: a bias of the last convolution. Without it, what the features (after a ReLU)
+            say nothing about has equal probabilities of all classes.
     """
 
     in_channels: int = 3
@@ -91,6 +93,7 @@ class UMMKD2dConfig:
     norm_groups: int = 16
     dropout: float = 0.25
     layout: str = "paper"
+    head_bias: bool = False
 
     dimensions: ClassVar[int] = 2
     parts: ClassVar[tuple[str, ...]] = GROUPS
@@ -105,6 +108,8 @@ class UMMKD2dConfig:
             raise ValueError(f"width is {self.width} but has to be even")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout!r} but has to lie from 0 to below 1")
+        if type(self.head_bias) is not bool:
+            raise ValueError(f"head_bias is {self.head_bias!r} but has to be true or false")
         for name, allowed in (("norm", NORMS), ("layout", LAYOUTS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {list(allowed)}")
@@ -143,10 +148,12 @@ class UMMKD3dConfig(UMMKD2dConfig):
     Attributes:
         layout: "paper" (table II's counts, ReLU) or "released" (2.20 M, leaky ReLU).
         dropout: silent; the release drops nothing in 3D.
+        head_bias: table II's counts have one.
     """
 
     in_channels: int = 1
     dropout: float = 0.0
+    head_bias: bool = True
 
     dimensions: ClassVar[int] = 3
     parts: ClassVar[tuple[str, ...]] = LEVELS
@@ -353,10 +360,10 @@ def symmetric_pad(x: Tensor, margin: int) -> Tensor:
 
 
 class SymmetricConv2d(nn.Conv2d):
-    """Convolution of an odd size that sees the image mirrored beyond its edge, without bias."""
+    """Convolution of an odd size that sees the image mirrored beyond its edge."""
 
-    def __init__(self, n_in: int, n_out: int, size: int):
-        super().__init__(n_in, n_out, kernel_size=size, bias=False)
+    def __init__(self, n_in: int, n_out: int, size: int, bias: bool = False):
+        super().__init__(n_in, n_out, kernel_size=size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(symmetric_pad(x, self.kernel_size[0] // 2))
@@ -427,7 +434,9 @@ class UMMKD2d(Network):
         spread = SHUFFLE**2 * kept
         kernel = part.kernel(SymmetricConv2d, n_in, spread, size=3)
         self.groups["group10"] = Chain([Layer(part, kernel, (n_in, spread), POST["first"], 0.0)])
-        self.out = part.kernel(SymmetricConv2d, kept, config.out_channels, size=5)
+        self.out = part.kernel(
+            SymmetricConv2d, kept, config.out_channels, size=5, bias=config.head_bias
+        )
 
     def _run(self, x: Tensor, modality: int) -> tuple[Tensor, dict[str, Tensor]]:
         for name, group in RESIDUAL_GROUPS.items():
@@ -553,7 +562,7 @@ class UMMKD3d(Network):
             self.levels[name] = level_3d(part, n_up + skips.pop(), plan, slope)
             n_in = plan.channels[1] * width
         self.out = Part(config, "decoder1").kernel(
-            nn.Conv3d, n_in, config.out_channels, kernel_size=1
+            nn.Conv3d, n_in, config.out_channels, kernel_size=1, bias=config.head_bias
         )
 
     def _run(self, x: Tensor, modality: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from medsegcore.errors import SettingError
 from medsegcore.models import WeightsSpec
 from medsegcore.networks import create_network
 from medsegcore.training.facts import DataFacts as DataFacts
@@ -40,6 +42,28 @@ def warm_cosine(highest: float, warmup_steps: int, share_done: float, step: int)
     """Linear warm-up, then a cosine over the budget, down to a hundredth of the highest rate."""
     warm = min(1.0, (step + 1) / warmup_steps)
     return highest * warm * (0.5 * (1 + math.cos(math.pi * share_done)) + 0.01)
+
+
+def check_prior(prior: float) -> None:
+    """Raise SettingError for what cannot be a probability to start from."""
+    if not 0 < prior < 1:
+        raise SettingError(f"prior is {prior}.", "Give more than 0 and less than 1.")
+
+
+@torch.no_grad()
+def start_rare(bias: Tensor | None, prior: float) -> None:
+    """Let an untrained network give all labels together about this probability, everywhere.
+
+    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section 3.3. From equal
+    probabilities the background, which is nearly all there is, pushes every feature down in the
+    first steps; those of the labels may die behind a last ReLU, and then never come back.
+
+    Args:
+        bias: of the last convolution, [classes with the background]; None is left alone.
+    """
+    if bias is not None:
+        bias.fill_(math.log(prior / (1 - prior) / (len(bias) - 1)))
+        bias[0] = 0.0
 
 
 class Objective(nn.Module):

@@ -9,7 +9,6 @@ on the scanner (0.2 on one that was hardly trained on, 0.5 on the others); with 
 normalisation of the paper's release the former is nearly as good anywhere from 0.3 to 0.8.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -19,7 +18,6 @@ from monai.transforms import Compose
 from torch import nn
 from torch.optim import Optimizer
 
-from medsegcore.errors import SettingError
 from medsegcore.losses import LesionLoss
 from medsegcore.losses.rsanet import WeightForm
 from medsegcore.models import (
@@ -42,6 +40,8 @@ from medsegcore.training.recipes.base import (
     DataFacts,
     Recipe,
     Supervised,
+    check_prior,
+    start_rare,
     warm_cosine,
 )
 from medsegcore.training.recipes.known import INPUTS as KNOWN
@@ -70,10 +70,7 @@ class RSANetRecipe(Recipe):
 
     Attributes:
         width, norm, norm_groups, placement, block, head_bias: of the network (`RSANetConfig`).
-        prior: about the lesions' probability, 0..1, that an untrained network with a bias gives
-            everywhere (Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section
-            3.3). From a half, the background pushes every feature down in the first steps, and
-            those of lesions may die behind their ReLU.
+        prior: the lesions' probability before training, where there is a bias: `start_rare`.
         patch: of 1 mm.
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
         weight_decay: of AdamW.
@@ -107,8 +104,7 @@ class RSANetRecipe(Recipe):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.prior < 1:
-            raise SettingError(f"prior is {self.prior}.", "Give more than 0 and less than 1.")
+        check_prior(self.prior)
 
     @property
     def keys(self) -> list[str]:
@@ -117,10 +113,7 @@ class RSANetRecipe(Recipe):
     def network(self, description: ModelDescription) -> nn.Module:
         network = super().network(description)
         assert isinstance(network, RSANet)
-        bias = network.head[-1].bias
-        if isinstance(bias, nn.Parameter):
-            with torch.no_grad():
-                bias.copy_(torch.tensor([0.0, math.log(self.prior / (1 - self.prior))]))
+        start_rare(network.head[-1].bias, self.prior)  # type: ignore[arg-type]
         return network
 
     def network_spec(self) -> NetworkSpec:

@@ -25,10 +25,17 @@ from medsegcore.imaging import read_image, resample
 from medsegcore.inference.preprocess import prepare
 from medsegcore.losses.ummkd import UMMKDLoss, weight_of
 from medsegcore.models import GridSpec, InputSpec, ModelDescription, NetworkSpec, TrainingRecord
-from medsegcore.networks.ummkd import SETTINGS
+from medsegcore.networks.ummkd import SETTINGS, UMMKD2d, UMMKD3d
 from medsegcore.training.augmentation import Stackd
 from medsegcore.training.cases import class_numbers
-from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
+from medsegcore.training.recipes.base import (
+    Batch,
+    DataFacts,
+    Objective,
+    Recipe,
+    check_prior,
+    start_rare,
+)
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
 from medsegcore.training.slices import Augment, plain_slice_transforms
 
@@ -94,8 +101,9 @@ class UMMKDRecipe(Recipe):
         patch: (1, 256, 256) in 2D and (8, 256, 256) in 3D when None.
         batch_size: of each modality; 8 in 2D and 2 in 3D when None.
         spacing: mm along i, j, k; 1 in 2D and (1.5, 1.5, 8) in 3D when None.
-        sharing, norm, norm_groups, layout: of the network (`UMMKD2dConfig`); "ours" and "joint+kd"
-            distil, the other five settings do not.
+        sharing, norm, norm_groups, layout, head_bias: of the network (`UMMKD2dConfig`); "ours" and
+            "joint+kd" distil, the other five settings do not.
+        prior: of all labels together before training, where there is a bias: `start_rare`.
         width: channels of its first part.
         windows: intensities that an image is cut to, by its key, for another window than that of
             known.py, which shows all of a CT's soft tissue and bone. What is below counts as
@@ -115,6 +123,8 @@ class UMMKDRecipe(Recipe):
     norm: str = "batch"
     norm_groups: int = 16
     layout: str = "paper"
+    head_bias: bool = True
+    prior: float = 0.01
     width: int = 16
     windows: dict[str, tuple[float, float]] = field(default_factory=dict)
     alpha: float = 0.5
@@ -131,6 +141,7 @@ class UMMKDRecipe(Recipe):
             raise SettingError(
                 f"There is no sharing '{self.sharing}'.", f"Use one of {', '.join(SETTINGS)}."
             )
+        check_prior(self.prior)
         if self.augment != "none" and self.dimensions == 3:
             raise SettingError("augment is for slices.", "Leave it out, or set dimensions to 2.")
         for key, window in self.windows.items():
@@ -169,6 +180,7 @@ class UMMKDRecipe(Recipe):
         config: dict[str, Any] = {
             "out_channels": classes_of(data), "width": self.width, "sharing": self.sharing,
             "norm": self.norm, "norm_groups": self.norm_groups, "layout": self.layout,
+            "head_bias": self.head_bias,
         }  # fmt: skip
         return describe(
             data, record, self._inputs(data), grid,
@@ -190,6 +202,13 @@ class UMMKDRecipe(Recipe):
             how = spec.normalisation.model_copy(update={"window": window and tuple(window)})
             inputs.append(spec.model_copy(update={"normalisation": how}))
         return inputs
+
+    def network(self, description: ModelDescription) -> nn.Module:
+        network = super().network(description)
+        assert isinstance(network, (UMMKD2d, UMMKD3d))
+        for convolution in network.out.copies:
+            start_rare(convolution.bias, self.prior)  # type: ignore[arg-type]
+        return network
 
     def objective(self, network: nn.Module, facts: DataFacts) -> UMMKDObjective:
         assert self.modalities is not None
