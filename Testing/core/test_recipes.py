@@ -324,6 +324,24 @@ def test_ummkd_refuses_what_has_not_one_of_two_modalities(unpaired):
             UMMKDRecipe(**wrong)
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_ummkd_starts_from_few_labels_wherever_its_features_say_nothing(dimensions):
+    data = described({"ct": Channel("CT", "CT", "HU"), "t2": Channel("T2")}, {"a": 1, "b": 2})
+    recipe = UMMKDRecipe(width=4, norm="group", norm_groups=2, dimensions=dimensions, prior=0.02)
+    recipe, _ = recipe.configured(data, FACTS)
+    network = recipe.network(recipe.description(data, RECORD)).eval()
+    with torch.no_grad():
+        for convolution in network.out.copies:
+            convolution.weight.zero_()
+        x = torch.randn(1, 3, 16, 16) if dimensions == 2 else torch.randn(1, 1, 8, 16, 16)
+        for modality in (0, 1):
+            probability = network(x, modality=modality).softmax(dim=1)[0]
+            torch.testing.assert_close(probability[0], torch.full_like(probability[0], 0.98))
+            torch.testing.assert_close(probability[1], probability[2])
+    with pytest.raises(SettingError, match="prior is 0"):
+        UMMKDRecipe(prior=0)
+
+
 def test_a_window_of_ummkd_takes_the_place_of_that_of_all_soft_tissue():
     data = described({"ct": Channel("CT", "CT", "HU"), "t2": Channel("T2")}, {"tumour": 1})
 

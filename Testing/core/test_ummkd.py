@@ -380,8 +380,10 @@ def test_defaults_are_the_published_networks():
         "norm_groups": 16,
         "layout": "paper",
     }
-    assert dataclasses.asdict(UMMKD2dConfig()) == {**shared, "in_channels": 3, "dropout": 0.25}
-    assert dataclasses.asdict(UMMKD3dConfig()) == {**shared, "in_channels": 1, "dropout": 0.0}
+    flat = {"in_channels": 3, "dropout": 0.25, "head_bias": False}
+    cubes = {"in_channels": 1, "dropout": 0.0, "head_bias": True}
+    assert dataclasses.asdict(UMMKD2dConfig()) == {**shared, **flat}
+    assert dataclasses.asdict(UMMKD3dConfig()) == {**shared, **cubes}
     assert NETWORKS["ummkd_2d"] == (UMMKD2dConfig, UMMKD2d)
     assert NETWORKS["ummkd_3d"] == (UMMKD3dConfig, UMMKD3d)
     assert UMMKD2d.multiple == UMMKD3d.multiple == 2**3
@@ -392,6 +394,7 @@ def test_defaults_are_the_published_networks():
     [
         ({"sharing": "z"}, "sharing is 'z', not one of ['individual', 'joint', 'joint+kd', 'y',"),
         ({"sharing": 3}, "sharing is 3, not one of"),
+        ({"head_bias": 1}, "head_bias is 1 but has to be true or false"),
         ({"sharing": {"group11": "both"}}, "sharing has no part 'group11', only ['group1',"),
         ({"sharing": {"encoder1": "both"}}, "sharing has no part 'encoder1'"),
         ({"sharing": {"group1": "all"}}, "sharing of 'group1' is 'all', not one of ['none',"),
