@@ -8,6 +8,7 @@ from medsegcore.imaging import Region, read_image
 from medsegcore.inference import Predictor
 from medsegcore.models import ModelFolder, model_card
 from medsegcore.models.store import ZOO
+from medsegcore.training.datasets.adapters.samples import in_hounsfield
 
 MODELS = sorted(path.name for path in ZOO.iterdir() if (path / "model.json").is_file())
 MOST_BYTES = 8e6
@@ -60,7 +61,10 @@ def test_it_finds_something_in_the_middle_of_what_it_is_for(model, shared_data):
     largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
     box = np.eye(4)
     box[:3, 3] = reference.grid.to_ras(np.argwhere(largest).mean(axis=0)[::-1])
-    images = {key: read_image(path) for key, path in paths.items()}
+    # The shared CT is of 8 bits, the models know HU.
+    images = {
+        key: in_hounsfield(path) if key == "ct" else read_image(path) for key, path in paths.items()
+    }
     result = Predictor(model, "cpu").predict(
         images, attention=False, region=Region(box, (40.0, 40.0, 20.0))
     )
