@@ -302,7 +302,7 @@ def test_a_record_gives_back_its_recipe(model, shipped_model):
     record = model.description.training
     assert recipe_of(record.recipe, record.settings) == SMALL
     shipped = shipped_model.description.training
-    own = RSANetRecipe(head_bias=False, threshold=0.7)
+    own = RSANetRecipe()
     assert recipe_of(shipped.recipe, shipped.settings) == own
     # Trained before some of today's settings were there.
     del shipped.settings["ghosting"]
