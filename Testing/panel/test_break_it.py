@@ -18,7 +18,7 @@ MODULE = Path(__file__).resolve().parents[2] / "SlicerMedSeg" / "SlicerMedSeg.py
 MODEL = "ms-lesion-rsanet"
 LABEL = "MS lesion"
 SLIDER = f"thresholdSlider_{LABEL}"
-CROP = (slice(60, 92), slice(60, 124), slice(50, 114))
+CROP = (slice(20, 68), slice(20, 116), slice(20, 116))
 SMALL = (slice(60, 76), slice(60, 92), slice(50, 82))
 
 
@@ -416,7 +416,7 @@ def test_a_closed_scene_and_a_loaded_one_leave_as_many_observers_as_before(
 
 
 def test_another_module_gets_the_views_back_and_no_timer_goes_on(host, hand, ready):
-    ready(SMALL)
+    ready(CROP)
     run(hand)
     before = views()
     hand.unfold("attentionSection")
