@@ -47,10 +47,18 @@ class LabelRule:
             yield
         above = np.concatenate(found)
         yield
-        order = yield from fallingOrder(flat[above])
-        self._voxels = above[order]
+        values = np.empty(above.size, np.float32)
+        for part in _parts(above.size):
+            values[part] = flat[above[part]]
+            yield
+        order = yield from fallingOrder(values)
+        self._voxels = np.empty(above.size, np.int64)
         # Negative, so that they rise and can be searched.
-        self._negative = -flat[self._voxels]
+        self._negative = np.empty(above.size, np.float32)
+        for part in _parts(above.size):
+            self._voxels[part] = above[order[part]]
+            self._negative[part] = -values[order[part]]
+            yield
         # No voxel outside of these can be the label's.
         self._span = slice(int(above[0]), int(above[-1]) + 1) if above.size else slice(0, 0)
         self.leftOut = NO_VOXELS
@@ -179,11 +187,36 @@ def fallingOrder(values: np.ndarray) -> Steps[np.ndarray]:
     """`np.argsort(-values, kind="stable")` of float32 values that are not negative, in steps."""
     # The bits of such floats rise with them, and numpy sorts 16 bits by radix: far faster.
     bits = ~values.view(np.uint32)
-    order = np.argsort(bits.astype(np.uint16), kind="stable")
     yield
-    order = order[np.argsort((bits[order] >> 16).astype(np.uint16), kind="stable")]
-    yield
+    high = np.empty(values.size, np.uint16)
+    counts = np.zeros(1 << 16, np.int64)
+    for part in _parts(values.size):
+        high[part] = bits[part] >> 16
+        counts += np.bincount(high[part], minlength=counts.size)
+        yield
+    ends = np.cumsum(counts)
+    order = np.empty(values.size, np.int64)
+    done, first = 0, 0
+    while done < values.size:
+        # A band of values, of about as many as a part.
+        last = max(first, int(np.searchsorted(ends, done + VALUES_A_PART, side="right")) - 1)
+        band = np.concatenate(
+            [
+                np.flatnonzero((high[part] >= first) & (high[part] <= last)) + part.start
+                for part in _parts(values.size)
+            ]
+        )
+        yield
+        band = band[np.argsort(bits[band].astype(np.uint16), kind="stable")]
+        order[done : done + band.size] = band[np.argsort(high[band], kind="stable")]
+        done, first = done + band.size, last + 1
+        yield
     return order
+
+
+def _parts(size: int) -> list[slice]:
+    """Slices of so many values that one is taken in a short step."""
+    return [slice(n, min(n + VALUES_A_PART, size)) for n in range(0, size, VALUES_A_PART)]
 
 
 def components(voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -98,7 +98,11 @@ def test_components_are_those_of_a_second_implementation():
 
 def test_falling_order_is_numpys_stable_one():
     random = np.random.default_rng(3)
-    for values in (random.random(5000), np.round(random.random(5000), 2), np.zeros(3), np.zeros(0)):
+    many = random.random(700_000) ** 4
+    for values in (
+        random.random(5000), np.round(random.random(5000), 2), np.zeros(3), np.zeros(0),
+        many, np.round(many, 2), np.ones(600_000),
+    ):  # fmt: skip
         values = values.astype(np.float32)
         expected = np.argsort(-values, kind="stable")
         assert np.array_equal(runToEnd(fallingOrder(values)), expected)
