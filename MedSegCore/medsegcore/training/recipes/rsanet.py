@@ -164,8 +164,8 @@ class RSANetRecipe(Recipe):
             limits=[
                 "The images have to be skull-stripped and of one patient and visit; thick slices, "
                 "children and diseases other than multiple sclerosis are untested.",
-                "Images have to show the whole brain: in a file that holds a part of it, most lesions "
-                "are missed. A region to work in is no such part.",
+                "Images have to show the whole brain: in a file that holds a part of it, most "
+                "lesions are missed. A region to work in is no such part.",
                 "It does not tell active lesions from old ones, nor white-matter lesions of "
                 "multiple sclerosis from others.",
                 "Small lesions are missed more often than large ones: see the lesion-wise figures.",
