@@ -51,7 +51,8 @@ def test_models_answer_together_with_their_disagreement_and_the_scene_remembers_
     assert offered(ui) == ["Second fold (fold-2)"]
     assert "how much the answers differ" in ui.ensembleBox.toolTip
     host.waitUntil(lambda: ui.segmentButton.enabled)
-    host.waitUntil(lambda: ui.memoryLabel.text == "Needs about 1.4 GB on CPU.")
+    alone = f"Needs about {model_copy.description.memory_mb / 1000:.1f} GB on CPU."
+    host.waitUntil(lambda: ui.memoryLabel.text == alone)
     host.tick(ui.ensembleBox, "Second fold (fold-2)")
     assert panel._parameterNode.ensemble == "fold-2"
     # One after the other: the larger one counts.
