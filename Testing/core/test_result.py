@@ -85,7 +85,7 @@ def test_the_table_has_units_and_one_row_per_lesion(ms_result, tmp_path):
 
 def test_a_higher_threshold_shrinks_the_answer_and_nothing_else(ms_result, ms_images):
     name = ms_result.labels[0].name
-    higher = ms_result.relabel({name: 0.8}, inputs=ms_images)
+    higher = ms_result.relabel({name: 0.9}, inputs=ms_images)
     assert 0 < higher.labelmap.sum() < ms_result.labelmap.sum()
     assert ((higher.labelmap > 0) <= (ms_result.labelmap > 0)).all()
     back = higher.relabel({name: ms_result.settings["thresholds"][name]}, inputs=ms_images)

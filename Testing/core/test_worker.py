@@ -112,7 +112,8 @@ def check_same(result, expected):
     assert np.array_equal(result.labelmap, expected.labelmap)
     assert np.allclose(result.grid.affine, expected.grid.affine, atol=0)
     for name, array in expected.probabilities.items():
-        assert np.allclose(result.probabilities[name], array, atol=1e-5)
+        # Another number of threads adds up in another order.
+        assert np.allclose(result.probabilities[name], array, atol=1e-3)
         assert result.probabilities[name].dtype == array.dtype
     assert [a.key for a in result.attention] == [a.key for a in expected.attention]
     for ours, theirs in zip(result.attention, expected.attention, strict=True):
