@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from medsegcore.errors import OutputError, SettingError
 from medsegcore.models import ModelFolder, TrainingRecord
@@ -124,6 +125,8 @@ def train_setup(
         if _has_spent(made.description.training, plan):
             if made.description.metrics:
                 raise _used_up(out)
+            if rank_zero_only.rank:
+                return None
             # It was stopped while it was measured.
             return TrainingRun(made, *setup.split, math.nan, None, setup.notes)
     budget = Budget(plan.minutes, plan.steps)
