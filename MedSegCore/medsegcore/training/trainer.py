@@ -125,7 +125,7 @@ def train_setup(
         if _has_spent(made.description.training, plan):
             if made.description.metrics:
                 raise _used_up(out)
-            if rank_zero_only.rank:
+            if rank_zero_only.rank:  # type: ignore[attr-defined]
                 return None
             # It was stopped while it was measured.
             return TrainingRun(made, *setup.split, math.nan, None, setup.notes)
