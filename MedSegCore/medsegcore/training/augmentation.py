@@ -146,19 +146,26 @@ class RandSliced(Randomizable, Transform):
     Args:
         keys: inputs, each [1, k, j, i].
         neighbours: slices n on each side, as in `GridSpec`.
+        image_key: only slices in which this input is above 0 somewhere are drawn; any when None.
     """
 
-    def __init__(self, keys: Sequence[str], neighbours: int):
-        self.keys, self.neighbours = list(keys), neighbours
+    def __init__(self, keys: Sequence[str], neighbours: int, image_key: str | None = None):
+        self.keys, self.neighbours, self.image_key = list(keys), neighbours, image_key
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         label = data["label"][0]
         labelled = label.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
         wanted = self.R.random() < 0.5
-        k = int(self.R.choice(labelled if wanted and labelled else len(label)))
+        k = int(self.R.choice(labelled if wanted and labelled else self._shown(data)))
         around = torch.arange(k - self.neighbours, k + self.neighbours + 1)
         around = around.clamp(0, len(label) - 1)
         return {**{key: data[key][0][around] for key in self.keys}, "label": label[k][None]}
+
+    def _shown(self, data: Mapping[Hashable, Tensor]) -> list[int] | int:
+        """Numbers of the slices to draw from, or how many there are if that is all of them."""
+        if self.image_key is None:
+            return len(data["label"][0])
+        return (data[self.image_key][0] > 0).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
 
 
 def scanner_transforms(key: str, patch: tuple[int, ...], ghosting: float = 0.0) -> Compose:
@@ -277,7 +284,7 @@ def slice_transforms(
         patch: size (j, i) in voxels.
         neighbours: slices on each side that become channels.
     """
-    sliced = RandSliced(keys, neighbours)
+    sliced = RandSliced(keys, neighbours, image_key or keys[-1])
     rest = training_transforms(keys, patch, drop, image_key, ghosting)
     return Compose([sliced, *rest.transforms])
 
@@ -321,7 +328,7 @@ class RandBSplineDeformd(MapTransform, Randomizable):
                 where = self._where(torch.from_numpy(coefficients).float(), out[key].shape[1:])
             how = "nearest" if key in self.label_keys else "bilinear"
             image = out[key][None].float()
-            moved = F.grid_sample(image, where, mode=how, align_corners=True)
+            moved = F.grid_sample(image, where.to(image.device), mode=how, align_corners=True)
             out[key] = moved[0].to(out[key])
         return out
 

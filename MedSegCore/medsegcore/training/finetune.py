@@ -30,7 +30,7 @@ from medsegcore.training.recipes import recipe_of
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
 from medsegcore.training.recipes.distill import kept_settings
 from medsegcore.training.recipes.known import check_labels
-from medsegcore.training.setup import Plan, load_cases, set_up
+from medsegcore.training.setup import Plan, changed_on, load_cases, set_up
 from medsegcore.training.trainer import (
     CACHE,
     Progress,
@@ -297,6 +297,7 @@ def fine_tune(
             setup.recipe.transforms(setup.description),
             plan.seed,
             [setup.recipe.modality(case) for case in mixed],
+            changed_on(setup.device),
         )
         both = MixedPatches(setup.patches, patches, recipe.old_share, plan.seed)
         setup = replace(setup, patches=both)

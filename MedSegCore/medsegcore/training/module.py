@@ -41,6 +41,7 @@ class SegmentationModule(L.LightningModule):
     Args:
         make_optimizer: of the parameters to train, as `Recipe.optimizer`.
         seed: of the dropout.
+        changes: from a batch as it comes to the device to one to train on; None where it is one.
     """
 
     def __init__(
@@ -48,9 +49,11 @@ class SegmentationModule(L.LightningModule):
         objective: Objective,
         make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         seed: int,
+        changes: Callable[[Batch], Batch] | None = None,
     ):
         super().__init__()
         self.seed = seed
+        self.changes = changes
         flat = getattr(objective.network, "dimensions", 3) == 2
         layout = torch.channels_last if flat else torch.channels_last_3d
         objective.network.to(memory_format=layout)  # type: ignore[call-overload]
@@ -59,6 +62,10 @@ class SegmentationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         return self.make_optimizer(p for p in self.objective.parameters() if p.requires_grad)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # A batch of the validation is the number of a case.
+        return self.changes(batch) if self.changes and isinstance(batch, dict) else batch
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout draws from torch's generator, whose state a checkpoint does not keep.

@@ -7,12 +7,53 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from monai.data import set_track_meta
-from monai.transforms import Compose
+from monai.transforms import Compose, RandCropByPosNegLabeld
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medsegcore.training.augmentation import share_random_state
 from medsegcore.training.transplant import RandTransplantLesiond
+
+# Where an item that is not finished keeps the state of its generator.
+STATE = "state"
+
+
+class DeviceChanges:
+    """What is left to do of a batch of patches that were cut but not changed, wherever it lies.
+
+    Patch for patch with the generator that each brings along, so that it becomes what it would
+    have become in a `PatchDataset` alone.
+
+    Args:
+        transforms: from a patch, {key: tensor, "label": tensor}, to {"image", "label"}.
+    """
+
+    def __init__(self, transforms: Compose):
+        self.transforms = transforms
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """{key: [B, ...], "state": [B, 627]}, or such by modality, to {"image", "label"}."""
+        if STATE not in batch:
+            return {name: self(part) for name, part in batch.items()}
+        patches = []
+        for n, packed in enumerate(batch[STATE].cpu().numpy()):
+            share_random_state(self.transforms, _unpacked(packed))
+            patch = {key: value[n] for key, value in batch.items() if key != STATE}
+            patches.append(self.transforms(patch))
+        return {name: torch.stack([p[name] for p in patches]) for name in ("image", "label")}
+
+
+def _packed(state: np.random.RandomState) -> Tensor:
+    """[627], float64, which holds the 32-bit words of the state as they are."""
+    _, words, *rest = state.get_state(legacy=True)
+    return torch.from_numpy(np.concatenate([words.astype(np.float64), rest]))
+
+
+def _unpacked(packed: np.ndarray) -> np.random.RandomState:
+    state = np.random.RandomState()
+    *words, place, has_gauss, gauss = packed
+    state.set_state(("MT19937", np.array(words, np.uint32), int(place), int(has_gauss), gauss))
+    return state
 
 
 class PatchDataset(Dataset):
@@ -24,6 +65,10 @@ class PatchDataset(Dataset):
         transforms: from a case to a list of one patch.
         seed: of all random choices.
         modalities: of each case, see `Recipe.modality`; None where there is but one.
+        cut_only: leave what comes behind the crop to `changes`, for a GPU to do it.
+
+    Attributes:
+        changes: what turns a batch of items that are only cut into one to train on, else None.
     """
 
     def __init__(
@@ -33,8 +78,13 @@ class PatchDataset(Dataset):
         transforms: Compose,
         seed: int,
         modalities: Sequence[str] | None = None,
+        cut_only: bool = False,
     ):
         self.cases = list(cases)
+        self.changes: DeviceChanges | None = None
+        if cut_only:
+            transforms, rest = _behind_crop(transforms)
+            self.changes = DeviceChanges(rest)
         self.transforms = transforms
         for transform in transforms.transforms:
             if isinstance(transform, RandTransplantLesiond):
@@ -46,14 +96,21 @@ class PatchDataset(Dataset):
         set_track_meta(False)
 
     def __getitem__(self, n: int) -> dict[str, Any]:
-        state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, n])))
-        drawn = {group: self._draw(state, shares) for group, shares in self.shares.items()}
-        return drawn.get("", drawn)
+        if "" in self.shares:
+            return self._draw([self.seed, n], self.shares[""])
+        return {
+            group: self._draw([self.seed, n, 2 + number], shares)
+            for number, (group, shares) in enumerate(self.shares.items())
+        }
 
-    def _draw(self, state: np.random.RandomState, shares: np.ndarray) -> dict[str, Tensor]:
+    def _draw(self, seeds: list[int], shares: np.ndarray) -> dict[str, Tensor]:
+        state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seeds)))
         case = state.choice(len(self.cases), p=shares)
         share_random_state(self.transforms, state)
         patch = self.transforms(dict(self.cases[case]))[0]
+        if self.changes:
+            cut = {key: value.contiguous() for key, value in patch.items()}
+            return {**cut, STATE: _packed(state)}
         return {name: patch[name].contiguous() for name in ("image", "label")}
 
 
@@ -65,13 +122,25 @@ class MixedPatches(Dataset):
         seed: of the choice.
     """
 
-    def __init__(self, new: Dataset, old: Dataset, share: float, seed: int):
+    def __init__(self, new: PatchDataset, old: PatchDataset, share: float, seed: int):
         self.new, self.old, self.share, self.seed = new, old, share, seed
+
+    @property
+    def changes(self) -> DeviceChanges | None:
+        """Those of the new ones; the old ones have the same."""
+        return self.new.changes
 
     def __getitem__(self, n: int) -> dict[str, Any]:
         # Not the generator of the patch itself, whose first draw would then hang on the choice.
         drawn = np.random.default_rng([self.seed, n, 1]).random()
         return (self.old if drawn < self.share else self.new)[n]
+
+
+def _behind_crop(transforms: Compose) -> tuple[Compose, Compose]:
+    """What needs the whole case, up to the crop, and what needs the patch alone."""
+    parts = transforms.transforms
+    crops = [n for n, part in enumerate(parts) if isinstance(part, RandCropByPosNegLabeld)]
+    return Compose(parts[: crops[-1] + 1]), Compose(parts[crops[-1] + 1 :])
 
 
 def _shares(patients: Sequence[str], groups: Sequence[str], group: str) -> np.ndarray:

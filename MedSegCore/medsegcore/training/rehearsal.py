@@ -70,7 +70,9 @@ def rehearse(recipe: Recipe, data: str | Path | Dataset, plan: Plan) -> Rehearsa
     short = replace(plan, devices=1, nodes=1, minutes=None, steps=STEPS + 1)
     setup = set_up(recipe, data, plan, most=CASES)
     shown = replace(setup, split=setup.split._replace(validation=[]))
-    module = SegmentationModule(setup.objective, setup.recipe.optimizer, plan.seed)
+    module = SegmentationModule(
+        setup.objective, setup.recipe.optimizer, plan.seed, setup.patches.changes
+    )
     clock = _Clock()
     trainer = make_trainer(shown, short, Budget(None, STEPS + 1), [clock], None)
     fit(trainer, module, shown, short)

@@ -147,11 +147,20 @@ def set_up(
         recipe.transforms(description),
         plan.seed,
         [recipe.modality(case) for case in used],
+        changed_on(device),
     )
     return Setup(
         data, split, recipe, notes, facts, record, description, objective, patches, device,
         {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype],
     )  # fmt: skip
+
+
+def changed_on(device: torch.device) -> bool:
+    """Whether the device augments its own batches: a GPU does, so that it need not wait.
+
+    Not Apple's, which has no double precision.
+    """
+    return device.type == "cuda"
 
 
 def load_cases(

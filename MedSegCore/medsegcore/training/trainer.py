@@ -131,7 +131,9 @@ def train_setup(
             return TrainingRun(made, *setup.split, math.nan, None, setup.notes)
     budget = Budget(plan.minutes, plan.steps)
     report = _Report(budget, progress)
-    module = SegmentationModule(setup.objective, setup.recipe.optimizer, plan.seed)
+    module = SegmentationModule(
+        setup.objective, setup.recipe.optimizer, plan.seed, setup.patches.changes
+    )
     more = [report, *callbacks, *_keepers(setup, plan, out)]
     trainer = make_trainer(setup, plan, budget, more, out)
     done = _steps_done(out / LAST) if plan.resume else -1
@@ -185,6 +187,8 @@ def fit(
         warnings.filterwarnings("ignore", module="lightning.*")
         # Histogram shifts of patches without contrast; they are then left as they are.
         warnings.filterwarnings("ignore", message=".*same min and max.*")
+        # A slice without a label.
+        warnings.filterwarnings("ignore", message=".*unable to generate class balanced.*")
         trainer.fit(module, datamodule=loader, ckpt_path=checkpoint, weights_only=True)
 
 
