@@ -57,9 +57,9 @@ def elsewhere(function, args, kwargs):
     if there and not moved:
         allowed = args[1] if function in (aten.index.Tensor, aten.index_put_.default) else ()
         for tensor in given:
-            if not isinstance(tensor, Elsewhere) and tensor.dim():
-                if not any(tensor is index for index in allowed):
-                    raise RuntimeError(f"{function} mixes devices.")
+            here = not isinstance(tensor, Elsewhere) and tensor.dim()
+            if here and not any(tensor is index for index in allowed):
+                raise RuntimeError(f"{function} mixes devices.")
     inner = {}
 
     def unwrapped(tensor):

@@ -299,6 +299,7 @@ def fine_tune(
             [setup.recipe.modality(case) for case in mixed],
             changed_on(setup.device),
         )
+        assert isinstance(setup.patches, PatchDataset)
         both = MixedPatches(setup.patches, patches, recipe.old_share, plan.seed)
         setup = replace(setup, patches=both)
     return train_setup(setup, out, plan, progress)

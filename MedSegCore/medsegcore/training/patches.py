@@ -46,7 +46,7 @@ class DeviceChanges:
 def _packed(state: np.random.RandomState) -> Tensor:
     """[627], float64, which holds the 32-bit words of the state as they are."""
     _, words, *rest = state.get_state(legacy=True)
-    return torch.from_numpy(np.concatenate([words.astype(np.float64), rest]))
+    return torch.from_numpy(np.concatenate([np.asarray(words, np.float64), rest]))
 
 
 def _unpacked(packed: np.ndarray) -> np.random.RandomState:
