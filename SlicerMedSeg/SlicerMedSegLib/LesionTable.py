@@ -271,6 +271,8 @@ class LesionTable:
         probability = self.segments.probabilities[label].reshape(-1)[voxels]
         r, a, s = (float(x) for x in grid.to_ras(np.array([x.mean() for x in kji[::-1]])))
         yield
+        longest = longest_diameter_mm(kji, grid)
+        yield
         means = {}
         for key, image in images.items():
             means[key] = yield from meanInside(image, part, mask)
@@ -278,7 +280,7 @@ class LesionTable:
             number=0,
             label=label,
             volume_ml=voxels.size * grid.voxel_volume_ml,
-            longest_diameter_mm=longest_diameter_mm(mask, grid),
+            longest_diameter_mm=longest,
             mean_probability=float(probability.mean()),
             max_probability=float(probability.max()),
             center_ras=(r, a, s),

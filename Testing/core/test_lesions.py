@@ -78,16 +78,36 @@ def test_real_lesions_agree_with_itk(ms_reference):
     assert lesions[0].center_ras == pytest.approx((-x, -y, z), abs=1e-3)
 
 
-def test_longest_diameter_is_the_largest_distance_of_all_corner_pairs():
-    random = np.random.default_rng(3)
-    affine = np.eye(4)
-    affine[:3, :3] = random.normal(size=(3, 3)) + 2 * np.eye(3)
-    mask = random.random((5, 6, 7)) < 0.2
+def by_all_pairs(mask, affine):
     half = np.array(np.meshgrid([-0.5, 0.5], [-0.5, 0.5], [-0.5, 0.5])).reshape(3, -1).T
     corners = (np.argwhere(mask)[:, None, ::-1] + half).reshape(-1, 3) @ affine[:3, :3].T
-    assert longest_diameter_mm(mask, Grid(mask.shape, affine)) == pytest.approx(
-        pdist(corners).max()
-    )
+    return pdist(np.unique(corners, axis=0)).max()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_longest_diameter_is_the_largest_distance_of_all_corner_pairs(seed):
+    random = np.random.default_rng(seed)
+    affine = np.eye(4)
+    affine[:3, :3] = random.normal(size=(3, 3)) + 2 * np.eye(3)
+    mask = random.random((5, 6, 7)) < (0.02 if seed % 3 else 0.3)
+    mask[2, 3, 4] = True
+    longest = longest_diameter_mm(np.nonzero(mask), Grid(mask.shape, affine))
+    assert longest == pytest.approx(by_all_pairs(mask, affine))
+
+
+def test_longest_diameter_of_round_long_and_bent_lesions():
+    k, j, i = np.indices((15, 16, 17)) - 8
+    affine = np.diag([0.7, 0.7, 3.0, 1.0])
+    shapes = {
+        "ball": k**2 + j**2 + i**2 < 30,
+        "rod": (k - i) ** 2 + (j + i) ** 2 < 5,
+        "shell": abs(k**2 + j**2 + i**2 - 36) < 9,
+        "bow": (abs(j**2 + i**2 - 40) < 12) & (abs(k) < 2) & (j > -2),
+        "voxel": (k == 0) & (j == 0) & (i == 0),
+    }
+    for name, mask in shapes.items():
+        longest = longest_diameter_mm(np.nonzero(mask), Grid(mask.shape, affine))
+        assert longest == pytest.approx(by_all_pairs(mask, affine)), name
 
 
 def test_the_label_of_the_highest_probability_at_its_own_threshold_wins():

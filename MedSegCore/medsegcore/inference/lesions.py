@@ -84,14 +84,14 @@ def find_lesions(
                 kept[box][mask] = 0
                 continue
             inside = probabilities[label.name][box][mask]
-            kji = np.argwhere(mask) + [s.start for s in box]
-            center = grid.to_ras(kji[:, ::-1].mean(axis=0))
+            kji = [x + part.start for x, part in zip(np.nonzero(mask), box, strict=True)]
+            center = grid.to_ras(np.array([x.mean() for x in kji[::-1]]))
             found.append(
                 Lesion(
                     number=0,
                     label=label.name,
                     volume_ml=volume,
-                    longest_diameter_mm=longest_diameter_mm(mask, grid),
+                    longest_diameter_mm=longest_diameter_mm(kji, grid),
                     mean_probability=float(inside.mean()),
                     max_probability=float(inside.max()),
                     center_ras=(float(center[0]), float(center[1]), float(center[2])),
@@ -105,32 +105,57 @@ def find_lesions(
     return kept, numbered
 
 
-def longest_diameter_mm(mask: np.ndarray, grid: Grid) -> float:
-    """Largest distance in mm between two points of the voxels of `mask`, their corners counted.
+def longest_diameter_mm(kji: Sequence[np.ndarray], grid: Grid) -> float:
+    """Largest distance in mm between two points of these voxels, their corners counted.
 
-    A single voxel has its space diagonal.
+    Args:
+        kji: indices k, j and i of the voxels, at least one, in an array on `grid`, as `np.nonzero`
+            gives them. A single voxel has its space diagonal.
     """
     from scipy.spatial import ConvexHull
     from scipy.spatial.distance import pdist
 
     # Farthest out can only be a corner of a voxel that ends its row along all three axes.
-    ends = {(axis, sign): _end_of_rows(mask, axis, sign) for axis in range(3) for sign in (-1, 1)}
-    corners = []
-    for signs in itertools.product((-1, 1), repeat=3):
-        along_k, along_j, along_i = (ends[axis, sign] for axis, sign in enumerate(signs))
-        j, i = np.nonzero(along_k >= 0)
-        k = along_k[j, i]
-        outer = (along_j[k, i] == j) & (along_i[k, j] == i)
-        corners.append(np.column_stack([i, j, k])[outer] + np.array(signs[::-1]) / 2)
-    points = np.concatenate(corners) @ grid.affine[:3, :3].T
+    first, last = _row_ends(kji[0], kji[1])
+    ends = first | last
+    voxels = np.column_stack([x[ends] for x in kji])
+    signs = np.zeros((len(voxels), 3, 2), bool)
+    signs[:, 2] = np.column_stack([first[ends], last[ends]])
+    for axis, across in ((1, 0), (0, 1)):
+        order = np.lexsort((voxels[:, axis], voxels[:, 2], voxels[:, across]))
+        voxels, signs = voxels[order], signs[order]
+        signs[:, axis] = np.column_stack(_row_ends(voxels[:, across], voxels[:, 2]))
+        ends = signs[:, axis].any(axis=1)
+        voxels, signs = voxels[ends], signs[ends]
+    to_mm = grid.affine[:3, :3].T
+    voxels, signs = voxels[:, ::-1], signs[:, ::-1]
+    far = _far_out(voxels @ to_mm, np.abs(to_mm).sum(axis=0) / 2)
+    voxels, signs = voxels[far], signs[far]
+    corners = [
+        voxels[signs[:, 0, i] & signs[:, 1, j] & signs[:, 2, k]] + (np.array([i, j, k]) - 0.5)
+        for i, j, k in itertools.product((0, 1), repeat=3)
+    ]
+    points = np.concatenate(corners) @ to_mm
     if len(points) > 64:
         points = points[ConvexHull(points).vertices]
     return float(pdist(points).max())
 
 
-def _end_of_rows(mask: np.ndarray, axis: int, sign: int) -> np.ndarray:
-    """Index along `axis` of the first (sign -1) or last voxel of each row, -1 for empty rows."""
-    turned = mask if sign < 0 else np.flip(mask, axis)
-    first = turned.argmax(axis=axis)
-    end = first if sign < 0 else mask.shape[axis] - 1 - first
-    return np.where(mask.any(axis=axis), end, -1)
+def _row_ends(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the voxels are the first, and the last, of those in a row with the same a and b."""
+    new = (np.diff(a) != 0) | (np.diff(b) != 0)
+    return np.r_[True, new], np.r_[new, True]
+
+
+def _far_out(points: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Which of the points (mm) can be an end of the longest diameter.
+
+    Args:
+        reach: how far a corner lies from its point at most along each axis, mm.
+    """
+    radius = np.linalg.norm(points - (points.min(axis=0) + points.max(axis=0)) / 2, axis=1)
+    one = points[radius.argmax()]
+    other = points[np.linalg.norm(points - one, axis=1).argmax()]
+    found = np.linalg.norm(points - other, axis=1).max()
+    # By the triangle's inequality over the middle.
+    return radius + radius.max() + 2 * np.linalg.norm(reach) >= found
