@@ -205,6 +205,86 @@ def test_out_of_memory_is_retried_with_smaller_tiles(predictor, ms_images, ms_re
         predictor.predict(ms_images)
 
 
+@pytest.fixture(scope="module")
+def small_tiles(shipped_model):
+    """The shipped network with tiles of which several go through it at once."""
+    description = shipped_model.description
+    grid = description.grid.model_copy(update={"tile": (16, 64, 64), "overlap": 0.0})
+    network = shipped_model.load_network().eval()
+    return Predictor.of(description.model_copy(update={"grid": grid}), network, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ms_part(ms_images):
+    """The middle of the sample."""
+    box = (slice(60, 76), slice(20, 116), slice(20, 100))
+    return {
+        key: Image(image.array[box], image.grid.crop(box).affine)
+        for key, image in ms_images.items()
+    }
+
+
+@pytest.fixture
+def batches(small_tiles, monkeypatch):
+    """How many tiles were in each batch."""
+    counts = []
+    whole = type(small_tiles.network).forward
+
+    def forward(self, x, with_attention=False):
+        counts.append(len(x))
+        return whole(self, x, with_attention)
+
+    monkeypatch.setattr(type(small_tiles.network), "forward", forward)
+    return counts
+
+
+def test_small_tiles_together_answer_as_one_by_one(small_tiles, ms_part, batches, monkeypatch):
+    steps = []
+
+    def answer():
+        batches.clear()
+        steps.clear()
+        result = small_tiles.predict(
+            ms_part, mirror=True, uncertainty=True, dropout=2,
+            progress=lambda stage, done, total, left: steps.append((stage, done, total)),
+        )  # fmt: skip
+        counts, ends = list(batches), [(d, t) for stage, d, t in steps if stage == "segment"]
+        assert ends[-1][0] == ends[-1][1] == sum(counts)
+        return result, counts
+
+    together, counts = answer()
+    assert max(counts) == 4
+    monkeypatch.setattr("medsegcore.inference.tiling.VOXELS_AT_ONCE", 1)
+    single, counts = answer()
+    assert set(counts) == {1}
+    for name, array in single.probabilities.items():
+        np.testing.assert_allclose(together.probabilities[name], array, atol=1e-4)
+    assert [a.key for a in together.attention] == [a.key for a in single.attention]
+    for one, other in zip(together.attention, single.attention, strict=True):
+        # Dropout draws one mask for a batch, and another one for each tile of its own.
+        if one.key == "uncertainty_dropout":
+            continue
+        mine, others = (a.matrix if a.kind == "slice" else a.values for a in (one, other))
+        np.testing.assert_allclose(mine, others, atol=2e-3)
+
+
+def test_out_of_memory_is_first_retried_one_by_one(small_tiles, ms_part, monkeypatch):
+    shapes = []
+    whole = type(small_tiles.network).forward
+
+    def forward(self, x, with_attention=False):
+        shapes.append(tuple(x.shape))
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, x, with_attention)
+
+    monkeypatch.setattr(type(small_tiles.network), "forward", forward)
+    small_tiles.predict(ms_part, attention=False)
+    assert shapes[0][0] > 1
+    assert {shape[0] for shape in shapes[1:]} == {1}
+    assert len({shape[2:] for shape in shapes}) == 1
+
+
 def test_settings_out_of_range_are_named(predictor, ms_images, shipped_model):
     name = shipped_model.description.labels[0].name
     for thresholds, words in (

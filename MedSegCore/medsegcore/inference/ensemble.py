@@ -9,7 +9,8 @@ import numpy as np
 
 from medsegcore.errors import ModelError
 from medsegcore.imaging import Image
-from medsegcore.inference.predictor import Predictor, Progress
+from medsegcore.inference.clock import Progress
+from medsegcore.inference.predictor import Predictor
 from medsegcore.inference.preprocess import check_same_task
 from medsegcore.inference.result import Result
 from medsegcore.inference.uncertainty import ENTROPY_KEY, ensemble_map, entropy_map

@@ -3,20 +3,17 @@
 import functools
 import itertools
 import platform
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import medsegcore
 from medsegcore.errors import (
-    CancelledError,
     ModelSchemaError,
     OutOfMemoryError,
     SettingError,
@@ -25,19 +22,24 @@ from medsegcore.errors import (
 from medsegcore.imaging import Grid, Image, Region, resample
 from medsegcore.inference.attention import (
     Attention,
-    SliceAttentionSum,
     SpatialAttention,
     correlation_attention,
 )
+from medsegcore.inference.clock import Clock, Progress
+from medsegcore.inference.collected import CollectedAttention
 from medsegcore.inference.devices import choose_device, choose_precision
 from medsegcore.inference.lesions import find_lesions, label_voxels
 from medsegcore.inference.preprocess import Prepared, check_keys, prepare, with_neighbours
 from medsegcore.inference.result import Result, check_thresholds
-from medsegcore.inference.tiling import Tiling, plan_tiles, smaller_tile, tile_weights
+from medsegcore.inference.tiling import (
+    plan_tiles,
+    smaller_tile,
+    tile_weights,
+    tiles_at_once,
+)
 from medsegcore.inference.uncertainty import DROPOUT, SPREAD, entropy_map
 from medsegcore.models import AttentionSpec, ModelDescription, ModelFolder, ModelStore
 
-Progress = Callable[[str, int, int, float | None], None]
 STAGES = ("prepare", "segment", "restore", "measure")
 
 
@@ -155,7 +157,7 @@ class Predictor:
             )
         self._check_dropout(dropout)
         check_keys(self.description, images)
-        clock = _Clock(progress, cancelled)
+        clock = Clock(progress, cancelled)
         clock.begin("prepare", 1)
         prepared = prepare(self.description, images, region)
         clock.step()
@@ -202,19 +204,22 @@ class Predictor:
         mirror: bool,
         dropout: int,
         specs: list[AttentionSpec],
-        clock: "_Clock",
-    ) -> tuple[np.ndarray, "_Collected"]:
-        """Run all tiles, with smaller ones when memory runs out."""
+        clock: Clock,
+    ) -> tuple[np.ndarray, CollectedAttention]:
+        """Run all tiles; when memory runs out, one at a time, then smaller ones."""
         tile: tuple[int, int, int] | None = self.description.grid.tile
+        one_by_one = False
         while tile is not None:
             try:
-                return self._run(prepared, tile, mirror, dropout, specs, clock)
+                return self._run(prepared, tile, one_by_one, mirror, dropout, specs, clock)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-                tile = smaller_tile(tile, self.description.grid)
+                if one_by_one or tiles_at_once(tile, self.description.grid) == 1:
+                    tile = smaller_tile(tile, self.description.grid)
+                one_by_one = True
         raise OutOfMemoryError(
             f"The memory of the device '{self.device}' does not hold even a small tile.",
             "Close other programs or use the device cpu.",
@@ -225,11 +230,12 @@ class Predictor:
         self,
         prepared: Prepared,
         tile: tuple[int, int, int],
+        one_by_one: bool,
         mirror: bool,
         dropout: int,
         specs: list[AttentionSpec],
-        clock: "_Clock",
-    ) -> tuple[np.ndarray, "_Collected"]:
+        clock: Clock,
+    ) -> tuple[np.ndarray, CollectedAttention]:
         """Class probabilities [class, k, j, i] on the model grid, and the attention."""
         grid = self.description.grid
         shape = prepared.tensor.shape[1:]
@@ -241,43 +247,53 @@ class Predictor:
             volume = with_neighbours(volume, grid.neighbours)
         volume = np.pad(volume, [(0, 0), *((0, n) for n in missing)])
         network = functools.partial(self.network, **prepared.options)
-        collected = _Collected(specs, tiling)
+        collected = CollectedAttention(specs, tiling)
         weights = tile_weights(tiling.tile, grid)
         weight_sum = np.zeros(tiling.padded, np.float32)
         total: np.ndarray | None = None
         flips = _mirrorings(2 if grid.flat else 3) if mirror else _mirrorings(0)
         clock.begin("segment", len(tiling.starts) * (len(flips) + dropout))
-        for start, box in zip(tiling.starts, tiling.boxes(), strict=True):
-            x = self._tensor(volume[(slice(None), *box)])
-            answer, maps = self._one_tile(network, x, flips, specs, clock)
+        places = list(zip(tiling.starts, tiling.boxes(), strict=True))
+        count = 1 if one_by_one else tiles_at_once(tiling.tile, grid)
+        for first in range(0, len(places), count):
+            batch = places[first : first + count]
+            x = self._tensor([volume[(slice(None), *box)] for _start, box in batch])
+            answers, maps = self._batch(network, x, flips, specs, len(batch), clock)
             if dropout:
-                maps[DROPOUT.key] = self._dropout_spread(network, x, dropout, clock)
-            if total is None:
-                total = np.zeros((answer.shape[0], *tiling.padded), np.float32)
-            total[(slice(None), *box)] += answer * weights
-            weight_sum[box] += weights
-            collected.add(start, box, maps, weights, grid.flat)
+                maps[DROPOUT.key] = self._dropout_spread(network, x, dropout, len(batch), clock)
+            for n, (start, box) in enumerate(batch):
+                # The batch of a 2D network is the slices of one tile.
+                own = slice(None) if grid.flat else slice(n, n + 1)
+                answer = answers.swapaxes(0, 1) if grid.flat else answers[n]
+                if total is None:
+                    total = np.zeros((answer.shape[0], *tiling.padded), np.float32)
+                total[(slice(None), *box)] += answer * weights
+                weight_sum[box] += weights
+                parts = {key: values[own] for key, values in maps.items()}
+                collected.add(start, box, parts, weights, grid.flat)
         assert total is not None
         inner = tuple(slice(0, n) for n in shape)
         total /= weight_sum
         collected.finish(weight_sum, inner)
         return total[(slice(None), *inner)], collected
 
-    def _tensor(self, tile: np.ndarray) -> Tensor:
-        """A tile [C, k, j, i] as the network takes it: [1, C, k, j, i], or slices [k, C, j, i]."""
-        x = torch.from_numpy(np.ascontiguousarray(tile)).to(self.device)
-        x = x.transpose(0, 1) if self.description.grid.flat else x[None]
-        return x.contiguous(memory_format=self.layout)
+    def _tensor(self, tiles: Sequence[np.ndarray]) -> Tensor:
+        """Tiles [C, k, j, i] as the network takes them: [B, C, k, j, i]; one as slices
+        [k, C, j, i]."""
+        flat = self.description.grid.flat
+        x = torch.from_numpy(tiles[0].swapaxes(0, 1) if flat else np.stack(tiles))
+        return x.to(self.device).contiguous(memory_format=self.layout)
 
-    def _one_tile(
+    def _batch(
         self,
         network: Callable[..., Any],
         x: Tensor,
         flips: list[tuple[int, ...]],
         specs: list[AttentionSpec],
-        clock: "_Clock",
+        tiles: int,
+        clock: Clock,
     ) -> tuple[np.ndarray, dict[str, Tensor]]:
-        """Probabilities [class, k, j, i] of a tile, and the maps that `specs` ask for."""
+        """Probabilities [B, class, ...] of a batch, and the maps that `specs` ask for."""
         attention = any(spec not in (SPREAD, DROPOUT) for spec in specs)
         mean: Tensor | None = None
         views: list[Tensor] = []
@@ -293,7 +309,7 @@ class Predictor:
             mean = probability if mean is None else mean + probability
             if SPREAD in specs:
                 views.append(self._foreground(probability))
-            clock.step()
+            clock.step(tiles)
         assert mean is not None
         highest = max(label.value for label in self.description.labels)
         if mean.shape[1] <= highest:
@@ -304,7 +320,6 @@ class Predictor:
         mean = mean / len(flips)
         if views:
             maps = {**maps, SPREAD.key: torch.stack(views).std(dim=0, correction=0)}
-        mean = mean.transpose(0, 1) if self.description.grid.flat else mean[0]
         return mean.cpu().numpy(), maps
 
     def _probability(
@@ -336,7 +351,7 @@ class Predictor:
             )
 
     def _dropout_spread(
-        self, network: Callable[..., Any], x: Tensor, passes: int, clock: "_Clock"
+        self, network: Callable[..., Any], x: Tensor, passes: int, tiles: int, clock: Clock
     ) -> Tensor:
         """Standard deviation [B, 1, ...] over passes with dropout on; the same in each run."""
         layers, views = self._dropout_layers(), []
@@ -348,7 +363,7 @@ class Predictor:
                 for _ in range(passes):
                     clock.check()
                     views.append(self._foreground(self._probability(network, x)[0]))
-                    clock.step()
+                    clock.step(tiles)
             finally:
                 for layer in layers:
                     layer.eval()
@@ -360,7 +375,7 @@ class Predictor:
         return probability[:, values].sum(dim=1, keepdim=True)
 
     def _restore(
-        self, probabilities: np.ndarray, prepared: Prepared, clock: "_Clock"
+        self, probabilities: np.ndarray, prepared: Prepared, clock: Clock
     ) -> dict[str, np.ndarray]:
         restored = {}
         inside = prepared.region.mask(prepared.reference) if prepared.region is not None else None
@@ -376,9 +391,9 @@ class Predictor:
     def _attention(
         self,
         specs: list[AttentionSpec],
-        collected: "_Collected",
+        collected: CollectedAttention,
         prepared: Prepared,
-        clock: "_Clock",
+        clock: Clock,
     ) -> list[Attention]:
         maps: list[Attention] = []
         # Padding and air are nothing that the network looked at.
@@ -421,89 +436,6 @@ class Predictor:
             },
             "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-
-
-class _Collected:
-    """The attention of the tiles, put together by kind.
-
-    Correlation belongs to a slice as a whole: it is kept only where one tile holds the slice.
-    """
-
-    def __init__(self, specs: list[AttentionSpec], tiling: Tiling):
-        self.tiling = tiling
-        self.slices = {
-            s.key: SliceAttentionSum(s.axis, tiling) for s in specs if s.axis is not None
-        }
-        self.spatial = {
-            s.key: np.zeros(tiling.padded, np.float32) for s in specs if s.kind == "spatial"
-        }
-        whole = tiling.tile[1:] == tiling.padded[1:]
-        self.correlation: dict[str, dict[int, np.ndarray]] = {
-            s.key: {} for s in specs if s.kind == "correlation" and whole
-        }
-
-    def add(
-        self,
-        start: tuple[int, int, int],
-        box: tuple[slice, slice, slice],
-        maps: dict[str, Tensor],
-        weights: np.ndarray,
-        flat: bool,
-    ) -> None:
-        """Add what the network gave for the tile that starts there."""
-        for key, summed in self.slices.items():
-            summed.add(start, maps[key][0].float().cpu().numpy())
-        for key, volume in self.spatial.items():
-            values = maps[key].float()
-            values = values.transpose(0, 1)[None] if flat else values  # 1, 1, k', j', i'
-            values = F.interpolate(
-                values, size=self.tiling.tile, mode="trilinear", align_corners=False
-            )
-            volume[box] += values[0, 0].cpu().numpy() * weights
-        for key, by_slice in self.correlation.items():
-            for n, matrix in enumerate(maps[key].half().cpu().numpy()):
-                by_slice[start[0] + n] = matrix
-
-    def finish(self, weight_sum: np.ndarray, inner: tuple[slice, ...]) -> None:
-        """Divide the sums, and drop what lies in the padding."""
-        self.spatial = {key: (v / weight_sum)[inner] for key, v in self.spatial.items()}
-
-
-class _Clock:
-    """Progress, cancelling and the seconds of each stage."""
-
-    def __init__(self, progress: Progress | None, cancelled: Callable[[], bool] | None):
-        self.progress, self.cancelled = progress, cancelled
-        self.seconds: dict[str, float] = {}
-        self.stage = ""
-        self.done = self.total = 0
-        self.started = 0.0
-
-    def begin(self, stage: str, total: int) -> None:
-        self.end()
-        self.stage, self.done, self.total, self.started = stage, 0, total, time.monotonic()
-        self.check()
-        self._report()
-
-    def step(self) -> None:
-        self.done += 1
-        self._report()
-
-    def check(self) -> None:
-        if self.cancelled is not None and self.cancelled():
-            raise CancelledError("The run was cancelled.")
-
-    def end(self) -> None:
-        if self.stage:
-            spent = time.monotonic() - self.started
-            self.seconds[self.stage] = round(self.seconds.get(self.stage, 0.0) + spent, 3)
-
-    def _report(self) -> None:
-        if self.progress is None:
-            return
-        spent = time.monotonic() - self.started
-        left = spent / self.done * (self.total - self.done) if self.done else None
-        self.progress(self.stage, self.done, self.total, left)
 
 
 def _mirrorings(dimensions: int) -> list[tuple[int, ...]]:

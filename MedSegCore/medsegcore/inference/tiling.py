@@ -12,6 +12,9 @@ from medsegcore.models.schema import GridSpec
 # seen with half of its surroundings only.
 SIGMA_SHARE = 0.125
 LEAST_WEIGHT = 1e-3
+# Small tiles go through the network together until they are so many voxels: one by one, a GPU
+# would wait for its orders, and a CPU take a convolution's slow way.
+VOXELS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ def tile_weights(tile: tuple[int, int, int], grid: GridSpec) -> np.ndarray:
     if grid.flat:
         return np.tile(gaussian_weights((1, *tile[1:])), (tile[0], 1, 1))
     return gaussian_weights(tile)
+
+
+def tiles_at_once(tile: tuple[int, int, int], grid: GridSpec) -> int:
+    """How many tiles make one batch; the slices of a 2D network are one as it is."""
+    return 1 if grid.flat else max(1, VOXELS_AT_ONCE // math.prod(tile))
 
 
 def smaller_tile(tile: tuple[int, int, int], grid: GridSpec) -> tuple[int, int, int] | None:
