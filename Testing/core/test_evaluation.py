@@ -119,8 +119,13 @@ def test_the_labels_to_measure_come_from_the_data_set_and_the_models(shipped_mod
     assert labels_to_measure({"lesion": 1}, []) == {"lesion": None}
     assert labels_to_measure({"lesion": 1}, [one]) == {"MS lesion": None}
     assert labels_to_measure({"a": 1, "b": 2}, []) == {"a": 1, "b": 2}
-    assert labels_to_measure({"lesion": 1}, [two]) == {"MS lesion": 1, "core": 2}
+    assert labels_to_measure({"lesion": 1}, [two], declared=False) == {"MS lesion": 1, "core": 2}
     assert labels_to_measure({"rim": 1, "core": 4}, [two]) == {"core": 4}
+    # However a data set writes a name.
+    assert labels_to_measure({"ms_lesion": 3, "Core": 4}, [two]) == {"MS lesion": 3, "core": 4}
+    assert labels_to_measure({"core": 1}, [two]) == {"core": None}
+    with pytest.raises(SettingError, match="no label of the model"):
+        labels_to_measure({"prostate": 1}, [two])
     with pytest.raises(SettingError, match="no label of the model"):
         labels_to_measure({"a": 1, "b": 2}, [two])
 

@@ -96,7 +96,8 @@ def run_ablate(
     rows = chosen_rows(paper, settings, titles)
     plan = Plan(**options)
     plan.check()
-    dataset = labelled(read_dataset(data, plan.label, row_recipe(rows[-1], settings).keys))
+    # A student has the channels of its teacher, which is not trained yet and comes first.
+    dataset = labelled(read_dataset(data, plan.label, row_recipe(rows[0], settings).keys))
     if not dry_run:
         ablate(paper, dataset, how, plan, out, settings, titles, progress_to(console))
         names = ["results.md", "results.csv", "figures.csv", "boxes.svg", "curves.svg"]

@@ -57,12 +57,15 @@ def run_evaluate(console: Console, wanted: Evaluation) -> None:
     )
     from medsegcore.files import write_file
     from medsegcore.training.datasets import read_dataset
+    from medsegcore.training.provenance import seen_before
 
     inputs = [spec.key for folder in folders for spec in folder.description.inputs]
     dataset = read_dataset(wanted.data, wanted.mask, list(dict.fromkeys(inputs)) or None)
     cases = cases_to_measure(dataset, wanted.patients, wanted.baseline)
+    masks = {case.mask for case in cases}
+    measured = [case for case in (*dataset.cases, *dataset.test) if case.label in masks]
     descriptions = [folder.description for folder in folders]
-    labels = wanted.labels or labels_to_measure(dataset.labels, descriptions)
+    labels = wanted.labels or labels_to_measure(dataset.labels, descriptions, dataset.declared)
     others = {} if wanted.against is None else {str(wanted.against): read_figures(wanted.against)}
     remarks: list[str] = []
 
@@ -70,6 +73,9 @@ def run_evaluate(console: Console, wanted: Evaluation) -> None:
         remarks.append(remark)
         console.warn(remark)
 
+    for description in descriptions:
+        for remark in seen_before(description, measured):
+            warn(f"{remark} Their figures flatter '{description.id}'.")
     methods = [
         *_models(folders, wanted, list(labels)),
         *_predictions(wanted.predictions, labels, [case.name for case in cases], warn),

@@ -11,6 +11,7 @@ from medsegcore.errors import MissingInputError, SettingError, UnreadableImageEr
 from medsegcore.imaging import Grid, Image, check_overlap, read_image, resample
 from medsegcore.inference.predictor import Predictor
 from medsegcore.models import ModelDescription
+from medsegcore.models.label_names import standard_name
 
 PREDICTION_ENDINGS = (".nii.gz", ".seg.nrrd", ".nrrd", ".mha")
 # Value by name in a label map; None stands for every value above 0.
@@ -107,13 +108,14 @@ def _own_labels(description: ModelDescription, labels: Sequence[str]) -> dict[st
     own = [label.name for label in description.labels]
     if len(labels) == 1 and len(own) == 1:
         return {labels[0]: own[0]}
+    standard = {standard_name(name): name for name in own}
     for name in labels:
-        if name not in own:
+        if standard_name(name) not in standard:
             raise SettingError(
                 f"The model '{description.id}' has no label '{name}'.",
                 f"Its labels: {', '.join(own)}. Name what the masks' values are with --labels.",
             )
-    return {name: name for name in labels}
+    return {name: standard[standard_name(name)] for name in labels}
 
 
 @dataclass
@@ -194,25 +196,30 @@ def model_labels(description: ModelDescription) -> dict[str, int | None]:
 
 
 def labels_to_measure(
-    known: Mapping[str, int], models: Sequence[ModelDescription]
+    known: Mapping[str, int], models: Sequence[ModelDescription], declared: bool = True
 ) -> dict[str, int | None]:
     """Value by name of the labels that a data set and the models have in common.
 
-    A lone label of the data set stands for every value above 0, e.g. the grades of lesions. A
-    folder of cases names one label, its mask's; the values are those of a model with several.
+    A lone label of the data set stands for every value above 0, e.g. the grades of lesions; a
+    model with a lone label is measured on it whatever its name.
 
     Args:
         known: of the data set.
+        declared: whether the data set says what its values are. A folder of cases names one label,
+            its mask's; the values are then those of the first model.
 
     Raises:
-        SettingError: the data set has several labels, and none is one of the first model's.
+        SettingError: no label of the data set is one of the first model's.
     """
     if not models:
         return dict.fromkeys(known) if len(known) == 1 else dict(known)
     own = model_labels(models[0])
-    if len(known) == 1:
+    if len(known) == 1 and (len(own) == 1 or not declared):
         return own
-    common: dict[str, int | None] = {name: known[name] for name in own if name in known}
+    values = {
+        standard_name(name): None if len(known) == 1 else value for name, value in known.items()
+    }
+    common = {name: values[standard_name(name)] for name in own if standard_name(name) in values}
     if not common:
         raise SettingError(
             f"The data set has no label of the model '{models[0].id}': {', '.join(own)}.",

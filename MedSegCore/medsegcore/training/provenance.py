@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from medsegcore.models import DatasetUse, WeightsSpec
+from medsegcore.models import DatasetUse, ModelDescription, WeightsSpec
 from medsegcore.training.cases import Split
 from medsegcore.training.datasets import Case, Dataset
 from medsegcore.training.datasets.sources import SOURCES, combined_terms
@@ -38,6 +38,29 @@ def joined_terms(weights: Sequence[WeightsSpec]) -> dict[str, str | bool]:
         "license": ", ".join(licenses),
         "commercial_use": all(w.commercial_use for w in weights),
     }
+
+
+def seen_before(description: ModelDescription, cases: Sequence[Case]) -> list[str]:
+    """A sentence about the patients of these cases that the model was trained on or chosen by, and
+    one about those who only have the name of one who was, in another data set.
+
+    A patient who comes back, e.g. with a corrected mask, comes from a folder of another name.
+    """
+    seen = {
+        (use.name, patient)
+        for use in description.data if use.split != "test" for patient in use.patients
+    }  # fmt: skip
+    names = {patient: site for site, patient in sorted(seen)}
+    surely = sorted({case.patient for case in cases if (case.site, case.patient) in seen})
+    perhaps = sorted({case.patient for case in cases if case.patient in names} - {*surely})
+    told = [f"The model was trained on the patients {', '.join(surely)}."] if surely else []
+    if perhaps:
+        sites = ", ".join(sorted({names[patient] for patient in perhaps}))
+        told.append(
+            f"The model was trained on patients of the names {', '.join(perhaps)} in {sites}, who "
+            "may be the same."
+        )
+    return told
 
 
 def data_use(data: Dataset, split: Split) -> list[DatasetUse]:

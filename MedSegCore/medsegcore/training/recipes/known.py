@@ -19,9 +19,10 @@ from medsegcore.models import (
     Normalisation,
     TrainingRecord,
 )
+from medsegcore.models.label_names import plain_name, standard_name
 from medsegcore.networks import create_network
 from medsegcore.training.recipes.base import NO_WEIGHTS, RESEARCH_ONLY
-from medsegcore.training.recipes.terms import COLORS, ONE_PIECE, TERMINOLOGY, plain_name
+from medsegcore.training.recipes.terms import COLORS, ONE_PIECE, TERMINOLOGY
 
 if TYPE_CHECKING:
     from medsegcore.training.datasets import Dataset
@@ -64,14 +65,6 @@ INPUTS = {
     )
 }  # fmt: skip
 
-# What other data sets call the names of terms.py.
-_SAME = {
-    "gland": "prostate", "prostate gland": "prostate", "whole prostate": "prostate",
-    "pz": "peripheral zone", "peripheral": "peripheral zone",
-    "tz": "transition zone", "transitional zone": "transition zone", "cg": "transition zone",
-    "central gland": "transition zone", "gall bladder": "gallbladder",
-    "kidney right": "right kidney", "kidney left": "left kidney",
-}  # fmt: skip
 _REGIONS = {
     "brain": ("MS lesion", Code(scheme="SCT", value="12738006", meaning="Brain")),
     "prostate": ("Prostate lesion", Code(scheme="SCT", value="41216001", meaning="Prostate")),
@@ -117,8 +110,7 @@ def known_labels(data: "Dataset", threshold: float = 0.5) -> list[Label]:
     anatomy = anatomy_of(data)
     labels = []
     for n, (name, value) in enumerate(sorted(data.labels.items(), key=lambda item: item[1])):
-        plain = plain_name(name)
-        plain = re.sub(r"^tumou?rs?( on \w+)?$", "tumour", _SAME.get(plain, plain))
+        plain = standard_name(name)
         title, terms = plain.capitalize(), TERMINOLOGY.get(plain)
         if plain in ("lesion", "lesions", "ms lesion", "cancer") and anatomy in _REGIONS:
             title, region = _REGIONS[anatomy]

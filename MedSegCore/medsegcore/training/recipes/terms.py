@@ -1,7 +1,5 @@
 """Colours and SNOMED CT codes for the labels of data sets that say no more than a name."""
 
-import re
-
 from medsegcore.models import Code, Terminology
 
 # Okabe and Ito's, which people with colour blindness tell apart.
@@ -48,8 +46,3 @@ TERMINOLOGY = {
 }
 # Everybody has one: what else a network answers elsewhere is an error.
 ONE_PIECE = {"prostate", "prostate gland"}
-
-
-def plain_name(name: str) -> str:
-    """Lower case, with blanks for whatever is neither letter nor digit."""
-    return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()

@@ -27,6 +27,7 @@ from medsegcore.models import (
     Normalisation,
     TrainingRecord,
 )
+from medsegcore.models.label_names import plain_name
 from medsegcore.networks import create_network
 from medsegcore.training.augmentation import slice_transforms, training_transforms
 from medsegcore.training.datasets import Dataset
@@ -39,7 +40,7 @@ from medsegcore.training.recipes.base import (
     Supervised,
     warm_cosine,
 )
-from medsegcore.training.recipes.terms import COLORS, ONE_PIECE, TERMINOLOGY, plain_name
+from medsegcore.training.recipes.terms import COLORS, ONE_PIECE, TERMINOLOGY
 from medsegcore.training.transplant import with_transplants
 
 PAPERS = {
