@@ -63,7 +63,8 @@ def run_evaluate(console: Console, wanted: Evaluation) -> None:
     dataset = read_dataset(wanted.data, wanted.mask, list(dict.fromkeys(inputs)) or None)
     cases = cases_to_measure(dataset, wanted.patients, wanted.baseline)
     masks = {case.mask for case in cases}
-    measured = [case for case in (*dataset.cases, *dataset.test) if case.label in masks]
+    everything = (*dataset.cases, *dataset.test)
+    patients = {(case.site, case.patient) for case in everything if case.label in masks}
     descriptions = [folder.description for folder in folders]
     labels = wanted.labels or labels_to_measure(dataset.labels, descriptions, dataset.declared)
     others = {} if wanted.against is None else {str(wanted.against): read_figures(wanted.against)}
@@ -74,8 +75,8 @@ def run_evaluate(console: Console, wanted: Evaluation) -> None:
         console.warn(remark)
 
     for description in descriptions:
-        for remark in seen_before(description, measured):
-            warn(f"{remark} Their figures flatter '{description.id}'.")
+        for remark in seen_before(description, patients):
+            warn(f"{remark} Their figures flatter it.")
     methods = [
         *_models(folders, wanted, list(labels)),
         *_predictions(wanted.predictions, labels, [case.name for case in cases], warn),

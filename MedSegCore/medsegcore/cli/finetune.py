@@ -92,6 +92,7 @@ def run_fine_tune(
     from medsegcore.cli.train import training_progress
     from medsegcore.evaluation.evaluate import card_metrics
     from medsegcore.training.finetune import FineTuningRecipe, fine_tune, read_cases
+    from medsegcore.training.provenance import seen_before
     from medsegcore.training.rehearsal import rehearse
     from medsegcore.training.report import measure
     from medsegcore.training.setup import Plan
@@ -115,7 +116,11 @@ def run_fine_tune(
     )
     if run.test:
         rows = _compare(console, old, new, run.test, "new cases", out, options["device"])
-        before = card_metrics(rows, f"by version {old.description.version}, never trained on")
+        known = seen_before(old.description, {(case.site, case.patient) for case in run.test})
+        for told in known:
+            console.warn(f"{told} Their figures flatter.")
+        how = f"by version {old.description.version}" + ("" if known else ", never trained on")
+        before = card_metrics(rows, how)
         d = new.description
         new = new.with_description(d.model_copy(update={"metrics": [*d.metrics, *before]}))
     seen, unseen = recipe.old[1].training, recipe.old[1].test

@@ -1,9 +1,9 @@
 """What a model's card says of the data that it was trained on."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
-from medsegcore.models import DatasetUse, ModelDescription, WeightsSpec
+from medsegcore.models import DatasetUse, ModelDescription, TrainingRecord, WeightsSpec
 from medsegcore.training.cases import Split
 from medsegcore.training.datasets import Case, Dataset
 from medsegcore.training.datasets.sources import SOURCES, combined_terms
@@ -40,25 +40,41 @@ def joined_terms(weights: Sequence[WeightsSpec]) -> dict[str, str | bool]:
     }
 
 
-def seen_before(description: ModelDescription, cases: Sequence[Case]) -> list[str]:
-    """A sentence about the patients of these cases that the model was trained on or chosen by, and
-    one about those who only have the name of one who was, in another data set.
+def kept_settings(record: TrainingRecord) -> dict[str, Any]:
+    """The recipe's own settings, without paths of the computer that it was trained on."""
+    left_out = ("chosen", "teachers", "fine_tuning", "pretrained")
+    return {name: value for name, value in record.settings.items() if name not in left_out}
+
+
+def patients_held_out(description: ModelDescription) -> list[tuple[str, str]]:
+    """(site, patient) of the test patients of a model."""
+    return [(u.name, p) for u in description.data if u.split == "test" for p in u.patients]
+
+
+def seen_before(description: ModelDescription, uses: Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence about those of these patients whom the model was trained on or chosen by, and one
+    about those who only have the name of one who was, in another data set.
 
     A patient who comes back, e.g. with a corrected mask, comes from a folder of another name.
+
+    Args:
+        uses: (site, patient).
     """
     seen = {
         (use.name, patient)
         for use in description.data if use.split != "test" for patient in use.patients
     }  # fmt: skip
-    names = {patient: site for site, patient in sorted(seen)}
-    surely = sorted({case.patient for case in cases if (case.site, case.patient) in seen})
-    perhaps = sorted({case.patient for case in cases if case.patient in names} - {*surely})
-    told = [f"The model was trained on the patients {', '.join(surely)}."] if surely else []
-    if perhaps:
-        sites = ", ".join(sorted({names[patient] for patient in perhaps}))
+    surely = sorted({patient for site, patient in uses if (site, patient) in seen})
+    perhaps = {patient for site, patient in uses} - {*surely}
+    namesakes = sorted((patient, site) for site, patient in seen if patient in perhaps)
+    told = (
+        [f"'{description.id}' was trained on the patients {', '.join(surely)}."] if surely else []
+    )
+    if namesakes:
+        names = ", ".join(f"{patient} ({site})" for patient, site in namesakes)
         told.append(
-            f"The model was trained on patients of the names {', '.join(perhaps)} in {sites}, who "
-            "may be the same."
+            f"'{description.id}' was trained on patients of the same name, who may be the same: "
+            f"{names}."
         )
     return told
 

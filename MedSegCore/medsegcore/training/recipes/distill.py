@@ -39,7 +39,12 @@ from medsegcore.models import (
 )
 from medsegcore.networks import create_network
 from medsegcore.training.distillation import Distillation, TapPair
-from medsegcore.training.provenance import joined_terms
+from medsegcore.training.provenance import (
+    joined_terms,
+    kept_settings,
+    patients_held_out,
+    seen_before,
+)
 from medsegcore.training.recipes.base import (
     NO_WEIGHTS,
     Batch,
@@ -281,22 +286,15 @@ class DistillRecipe(Recipe):
         record = description.training
         settings = {**kept_settings(record), "chosen": record.settings["chosen"]}
         terms = joined_terms([*(d.weights for d in taught), description.weights])
-        seen = {
-            (use.name, patient)
-            for d in taught for use in d.data if use.split != "test" for patient in use.patients
-        }  # fmt: skip
-        known = sorted(
-            patient
-            for use in description.data if use.split == "test" for patient in use.patients
-            if (use.name, patient) in seen
-        )  # fmt: skip
-        limit = (
-            f"A teacher was trained on the test patients {', '.join(known)}: their figures flatter."
-        )
+        limits = [
+            f"{told} Their figures flatter."
+            for d in taught
+            for told in seen_before(d, patients_held_out(description))
+        ]
         update = {
             "training": record.model_copy(update={"parents": parents, "settings": settings}),
             "weights": description.weights.model_copy(update=terms),
-            "limits": [*description.limits, *([limit] if known else [])],
+            "limits": [*description.limits, *limits],
         }
         return description.model_copy(update=update)
 
@@ -304,12 +302,6 @@ class DistillRecipe(Recipe):
 def channels_of(description: ModelDescription) -> int:
     """Channels that the network of a model sees."""
     return len(description.inputs) * (2 * description.grid.neighbours + 1)
-
-
-def kept_settings(record: TrainingRecord) -> dict[str, Any]:
-    """The recipe's own settings, without paths of the computer that it was trained on."""
-    left_out = ("chosen", "teachers", "fine_tuning")
-    return {name: value for name, value in record.settings.items() if name not in left_out}
 
 
 def _what_is_seen(description: ModelDescription) -> dict[str, Any]:

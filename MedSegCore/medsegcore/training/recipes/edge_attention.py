@@ -17,6 +17,7 @@ large GPU: `depth`, `width` and `batch_size` make it smaller.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -32,7 +33,14 @@ from monai.transforms import (
 from torch import Tensor, nn
 
 from medsegcore.losses.edge_attention import EdgeAttentionLoss
-from medsegcore.models import GridSpec, ModelDescription, NetworkSpec, TrainingRecord
+from medsegcore.models import (
+    GridSpec,
+    ModelDescription,
+    ModelFolder,
+    NetworkSpec,
+    Parent,
+    TrainingRecord,
+)
 from medsegcore.networks import create_network
 from medsegcore.training.augmentation import (
     KeepOutsideZerod,
@@ -40,6 +48,12 @@ from medsegcore.training.augmentation import (
     Stackd,
     narrow_view,
     scanner_transforms,
+)
+from medsegcore.training.provenance import (
+    joined_terms,
+    kept_settings,
+    patients_held_out,
+    seen_before,
 )
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe, Supervised
 from medsegcore.training.recipes.known import (
@@ -216,6 +230,37 @@ class EdgeAttentionRecipe(EdgeAttentionPretrainingRecipe):
         if self.pretrained:
             transfer_encoder(network, self.pretrained, self.freeze)
         return network
+
+    def finished(self, description: ModelDescription) -> ModelDescription:
+        """With the pre-trained encoder as parent, and no more rights than its weights give."""
+        if not self.pretrained:
+            return description
+        record, weights = description.training, description.weights
+        chosen = {k: v for k, v in record.settings.items() if k == "chosen"}
+        update: dict[str, Any] = {"settings": {**kept_settings(record), **chosen}}
+        folder = Path(self.pretrained).parent
+        if (folder / "model.json").is_file():
+            encoder = ModelFolder.read(folder).description
+            update["parents"] = [
+                Parent(
+                    id=encoder.id, version=encoder.version, sha256=encoder.weights.sha256,
+                    role="start",
+                )
+            ]  # fmt: skip
+            terms = joined_terms([encoder.weights, weights])
+            known = seen_before(encoder, patients_held_out(description))
+            limits = [f"{told} Their figures flatter." for told in known]
+        else:
+            terms = {"license": "not stated", "commercial_use": False}
+            name = Path(self.pretrained).name
+            limits = [f"Its encoder started from '{name}', trained on nobody knows what."]
+        return description.model_copy(
+            update={
+                "training": record.model_copy(update=update),
+                "weights": weights.model_copy(update=terms),
+                "limits": [*description.limits, *limits],
+            }
+        )
 
     def objective(self, network: nn.Module, facts: DataFacts) -> EdgeAttentionObjective:
         weights = self.edge_weights if self.edges != "none" else ()
