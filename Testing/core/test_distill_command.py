@@ -146,7 +146,7 @@ def test_one_command_makes_a_student_of_two_folds(teachers, zones, tmp_path, cap
     ]
     assert f"Taught by `zones-unet` 1.0.0 (SHA-256 `{parents[0][2]}`)" in model_card(d)
     # The second fold's teacher has seen the patient that the first one is tested on.
-    assert any("test patients ProstateX-0001" in limit for limit in d.limits)
+    assert any("was trained on the patients ProstateX-0001" in limit for limit in d.limits)
     assert str(tmp_path) not in (out / "model" / "model.json").read_text(encoding="utf-8")
     assert "/teachers" not in json.dumps(d.training.settings)
     seen = read_dataset(zones).cases[0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -87,8 +88,9 @@ def test_facts_are_those_of_the_headers(data):
     assert facts.shape == (50, 80, 70)
     assert GIGABYTE / 4 < facts.memory < 10**13
     assert not facts.on_gpu
+    # What is free differs from one process to the next, what there is does not.
     halves = data_facts(data, data.cases, torch.device("cpu"), share=2)
-    assert halves.memory == pytest.approx(facts.memory / 2, rel=0.2)
+    assert halves.memory == psutil.virtual_memory().total // 4
 
 
 def test_the_memory_of_a_step_is_counted_as_a_real_step_keeps_it():
@@ -245,6 +247,9 @@ def test_training_stops_when_validation_no_longer_improves(data, tmp_path):
     plan = Plan(validation=["b"], steps=50, validate_every=1, early_stop=2, **CPU)
     run = train(still, data, tmp_path / "r", plan)
     assert run.folder.description.training.steps == 3
+    # Stopped before it was measured: nothing is left but that.
+    again = train(still, data, tmp_path / "r", dataclasses.replace(plan, resume=True))
+    assert again.folder.description.training.steps == 3
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def data_facts(
 
     Args:
         cases: that are trained on.
-        share: how many processes share the computer's memory.
+        share: how many processes of this computer train together.
     """
     first = reference_key(data)
     grids = [
@@ -82,16 +82,21 @@ def data_facts(
         sites=len({case.site for case in cases}),
         spacing=(round(float(i), 3), round(float(j), 3), round(float(k), 3)),
         shape=(round(shape[0]), round(shape[1]), round(shape[2])),
-        memory=memory_at_hand(device) // (1 if device.type == "cuda" else share),
+        memory=memory_at_hand(device, share),
         on_gpu=device.type != "cpu",
     )
 
 
-def memory_at_hand(device: torch.device) -> int:
-    """Bytes that are free on the device; of the computer's own memory half of them."""
+def memory_at_hand(device: torch.device, share: int = 1) -> int:
+    """Bytes that are free on the device; of the computer's own memory half of them.
+
+    Where several processes share it they all have to find the same: what there is in all counts.
+    """
+    several = share > 1
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available // 2
+        return torch.cuda.mem_get_info(device)[1 if several else 0]
+    memory = psutil.virtual_memory()
+    return (memory.total if several else memory.available) // 2 // share
 
 
 def label_shares(

@@ -35,6 +35,7 @@ from medsegcore.training.provenance import (
 from medsegcore.training.recipes import recipe_of
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
 from medsegcore.training.recipes.known import check_labels
+from medsegcore.training.runfile import as_before
 from medsegcore.training.setup import Plan, changed_on, load_cases, set_up
 from medsegcore.training.trainer import (
     CACHE,
@@ -297,6 +298,8 @@ def fine_tune(
     out = Path(out)
     plan.check()
     check_start(out, plan.resume)
+    if plan.resume:
+        as_before(out, recipe, plan)
     cases = read_cases(recipe, cases, plan)
     setup = set_up(recipe, cases, plan, out / CACHE)
     mixed = recipe.old[1].training
@@ -312,7 +315,7 @@ def fine_tune(
         assert isinstance(setup.patches, PatchDataset)
         both = MixedPatches(setup.patches, patches, recipe.old_share, plan.seed)
         setup = replace(setup, patches=both)
-    return train_setup(setup, out, plan, progress)
+    return train_setup(recipe, setup, out, plan, progress)
 
 
 def read_cases(recipe: FineTuningRecipe, cases: str | Path | Dataset, plan: Plan) -> Dataset:

@@ -26,6 +26,13 @@ from medsegcore.training.module import RunningMean, SegmentationModule
 from medsegcore.training.patches import PatchLoader
 from medsegcore.training.provenance import data_use, size_of, weights_terms
 from medsegcore.training.recipes.base import Recipe
+from medsegcore.training.runfile import (
+    as_before,
+    check_cases,
+    ended_early,
+    mark_ended_early,
+    write_run,
+)
 from medsegcore.training.setup import Plan, Setup, set_up
 from medsegcore.training.validation import MONITOR, Validation
 
@@ -79,6 +86,22 @@ class _Report(Callback):
             self.progress(step, self.loss, self.budget.done, self.budget.seconds_left(step))
 
 
+class _LastStep(Callback):
+    """Keeps the state of the last step, which is seldom one of those that are kept anyway."""
+
+    def __init__(self, checkpoint: Path):
+        self.checkpoint = checkpoint
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        # Before the end of the training, when the running mean takes the weights' place.
+        if trainer.should_stop or trainer.global_step == trainer.max_steps:
+            trainer.save_checkpoint(self.checkpoint)
+
+    def on_validation_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.should_stop:
+            trainer.save_checkpoint(self.checkpoint)
+
+
 def train(
     recipe: Recipe,
     data: str | Path | Dataset,
@@ -109,26 +132,39 @@ def train(
     out = Path(out)
     plan.check()
     check_start(out, plan.resume)
-    return train_setup(set_up(recipe, data, plan, out / CACHE), out, plan, progress, callbacks)
+    chosen = as_before(out, recipe, plan) if plan.resume else recipe
+    setup = set_up(chosen, data, plan, out / CACHE)
+    return train_setup(recipe, setup, out, plan, progress, callbacks)
 
 
 def train_setup(
+    asked: Recipe,
     setup: Setup,
     out: Path,
     plan: Plan,
     progress: Progress | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> TrainingRun | None:
-    """`train` from where everything is set up."""
+    """`train` from where everything is set up.
+
+    Args:
+        asked: the recipe before anything was filled in.
+    """
+    if plan.resume:
+        check_cases(out, setup)
     if plan.resume and (out / MODEL).exists():
         made = ModelFolder.read(out / MODEL)
-        if _has_spent(made.description.training, plan):
-            if made.description.metrics:
+        measured = bool(made.description.metrics)
+        spent = _has_spent(made.description.training, plan)
+        if spent or (ended_early(out) and not measured):
+            if measured:
                 raise _used_up(out)
             if rank_zero_only.rank:  # type: ignore[attr-defined]
                 return None
             # It was stopped while it was measured.
             return TrainingRun(made, *setup.split, math.nan, None, setup.notes)
+    if not plan.resume and not rank_zero_only.rank:  # type: ignore[attr-defined]
+        write_run(out, asked, setup, plan)
     budget = Budget(plan.minutes, plan.steps)
     report = _Report(budget, progress)
     module = SegmentationModule(
@@ -140,6 +176,8 @@ def train_setup(
     fit(trainer, module, setup, plan, out / LAST if plan.resume else None)
     if not trainer.is_global_zero:
         return None
+    if budget.done < 1:
+        mark_ended_early(out)
     if trainer.global_step == done:
         if (out / MODEL).exists():
             raise _used_up(out)
@@ -258,7 +296,7 @@ def _keepers(setup: Setup, plan: Plan, out: Path) -> list[Callback]:
         # All processes have to take part in saving, which one that failed alone cannot.
         save_on_exception=plan.devices * plan.nodes == 1, enable_version_counter=False,
     )  # fmt: skip
-    return [*keepers, last]
+    return [*keepers, _LastStep(out / LAST), last]
 
 
 def check_start(out: Path, resume: bool) -> None:
