@@ -17,7 +17,9 @@ from medsegcore.errors import SettingError
 from medsegcore.evaluation.answers import Answer
 from medsegcore.evaluation.evaluate import evaluate_case
 from medsegcore.evaluation.metrics import THRESHOLDS
+from medsegcore.imaging import Image, read_image, write_image
 from medsegcore.models import ModelFolder
+from medsegcore.training import crossvalidation, facts
 from medsegcore.training.comparisons import results_markdown
 from medsegcore.training.crossvalidation import (
     BY_SISTER,
@@ -26,9 +28,11 @@ from medsegcore.training.crossvalidation import (
     cross_validate,
     labelled,
     make_folds,
+    run_folds,
 )
 from medsegcore.training.curves import read_curve
 from medsegcore.training.datasets import Case, Channel, Dataset, read_dataset
+from medsegcore.training.facts import data_facts
 from medsegcore.training.heldout import (
     boxes,
     held_out,
@@ -325,6 +329,31 @@ def test_a_training_that_was_stopped_before_its_model_was_written_still_gives_it
 
     assert distance("state_dict") < 1e-3
     assert distance("current_model_state") > 1e-2
+
+
+def test_what_is_left_open_is_chosen_once_for_all_folds(ms_cases, tmp_path, monkeypatch):
+    root = shutil.copytree(ms_cases, tmp_path / "open_ms")
+    for file in (root / "b").iterdir():
+        image = read_image(file)
+        thick = image.affine @ np.diag([1, 1, 2, 1])
+        write_image(Image(np.ascontiguousarray(image.array[::2]), thick), file)
+    data = read_dataset(root)
+    folds, plan = make_folds(data, "patient"), Plan(steps=1, device="cpu", workers=0)
+    alone = [
+        UNetRecipe().configured(data, data_facts(data, [c], torch.device("cpu")))[0].spacing
+        for c in (data.cases[0], data.cases[-1])
+    ]
+    assert alone[0] != alone[1]
+    used = []
+    monkeypatch.setattr(crossvalidation, "_run_fold", lambda recipe, *rest: used.append(recipe))
+    for _ in range(2):
+        out = tmp_path / "cv"
+        run_folds(UNetRecipe(), data, folds, plan, out, Overall(2, None))
+        # The second time on a computer with less memory.
+        monkeypatch.setattr(facts, "memory_at_hand", lambda *_: 3 * 10**7)
+    assert len(used) == 4
+    assert used[0].spacing is not None
+    assert all(recipe == used[0] for recipe in used)
 
 
 def test_another_experiment_in_the_same_folder_is_refused(whole, data, tmp_path):

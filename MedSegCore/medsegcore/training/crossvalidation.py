@@ -17,6 +17,7 @@ from medsegcore.errors import SettingError
 from medsegcore.evaluation.evaluate import card_metrics, evaluate_model
 from medsegcore.files import write_file
 from medsegcore.inference import Predictor
+from medsegcore.inference.devices import choose_device
 from medsegcore.models import ModelFolder
 from medsegcore.training.cases import split_cases
 from medsegcore.training.curves import draw_curves
@@ -26,6 +27,7 @@ from medsegcore.training.datasets.folds import (
     leave_one_site_out,
     split_folds,
 )
+from medsegcore.training.facts import data_facts
 from medsegcore.training.heldout import (
     HeldOut,
     boxes,
@@ -37,6 +39,7 @@ from medsegcore.training.heldout import (
 from medsegcore.training.knowledge import FOLDER, KnowledgeRecorder, draw_knowledge
 from medsegcore.training.recipes import Recipe, UMMKDRecipe
 from medsegcore.training.report import case_files, cost
+from medsegcore.training.runfile import filled
 from medsegcore.training.setup import Plan, with_images
 from medsegcore.training.thresholds import (
     by_threshold,
@@ -169,29 +172,42 @@ def run_folds(
     out: Path,
     overall: Overall,
     title: str = "",
-    of_fold: Callable[[Recipe, Fold], Recipe] = lambda recipe, fold: recipe,
+    of_fold: Callable[[Recipe, Fold], Recipe] | None = None,
     own: Sequence[Fold] | None = None,
 ) -> list[HeldOut] | None:
     """`cross_validate` with folds that are made already.
 
+    What the recipe leaves to the data and the machine is chosen once, for all folds: figures of
+    different models are no cross-validation, and different grids make no ensemble. Only headers
+    and memory decide, no voxel.
+
     Args:
         title: what the progress is told as.
-        of_fold: gives the recipe what it takes from another training of the same fold.
+        of_fold: gives the recipe what it takes from another training of the same fold, which
+            then decides.
         own: the folds to run here; all when None.
     """
-    _claim(out, recipe, data, folds, plan)
+    asked, notes = recipe, list[str]()
+    before = _claimed(out)
+    if of_fold is None and before:
+        recipe, notes = filled(recipe, before.get("chosen", {})), before.get("notes", [])
+    elif of_fold is None:
+        facts = data_facts(data, data.cases, choose_device(plan.device), plan.devices)
+        recipe, notes = recipe.configured(data, facts)
+    _claim(out, asked, recipe, notes, data, folds, plan)
     for n, fold in enumerate(folds):
         if own is not None and fold not in own:
             continue
         what = f"{title}{', ' if title else ''}fold {n + 1} of {len(folds)}"
         if not _is_done(out / fold.name):
-            _run_fold(of_fold(recipe, fold), data, fold, plan, out / fold.name, overall, what)
+            chosen = of_fold(recipe, fold) if of_fold else recipe
+            _run_fold(chosen, data, fold, plan, out / fold.name, overall, what)
         overall.next()
     if not all(_is_done(out / fold.name) for fold in folds):
         return None
     rows = [row for fold in folds for row in read_held_out(out / fold.name / FIGURES)]
     _share_figures([out / fold.name / MODEL for fold in folds])
-    _write_results(out, recipe, data, folds, plan, rows)
+    _write_results(out, recipe, notes, data, folds, plan, rows)
     return rows
 
 
@@ -258,11 +274,25 @@ def _share_figures(folders: Sequence[Path]) -> None:
         model.with_description(model.description.model_copy(update=update))
 
 
-def _claim(out: Path, recipe: Recipe, data: Dataset, folds: Sequence[Fold], plan: Plan) -> None:
+def _claimed(out: Path) -> dict[str, Any]:
+    """What `out` says that it is; {} where it is nothing yet."""
+    file = out / EXPERIMENT
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _claim(
+    out: Path,
+    asked: Recipe,
+    recipe: Recipe,
+    notes: Sequence[str],
+    data: Dataset,
+    folds: Sequence[Fold],
+    plan: Plan,
+) -> None:
     """Say in `out` what it is; raise SettingError if it is something else already."""
     facts: dict[str, Any] = {
-        "recipe": recipe.name,
-        "settings": asdict(recipe),
+        "recipe": asked.name,
+        "settings": asdict(asked),
         "data": data.name,
         "cases": sorted(case.id for case in data.cases),
         "folds": {fold.name: fold.test for fold in folds},
@@ -270,11 +300,12 @@ def _claim(out: Path, recipe: Recipe, data: Dataset, folds: Sequence[Fold], plan
     }
     facts = json.loads(json.dumps(facts))
     file = out / EXPERIMENT
-    if not file.is_file():
+    before = _claimed(out)
+    if not before:
         out.mkdir(parents=True, exist_ok=True)
+        facts |= {"chosen": asdict(recipe), "notes": list(notes)}
         write_file(file, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
     for name, value in facts.items():
         if before.get(name) != value:
             raise SettingError(
@@ -286,6 +317,7 @@ def _claim(out: Path, recipe: Recipe, data: Dataset, folds: Sequence[Fold], plan
 def _write_results(
     out: Path,
     recipe: Recipe,
+    notes: Sequence[str],
     data: Dataset,
     folds: Sequence[Fold],
     plan: Plan,
@@ -305,6 +337,7 @@ def _write_results(
         f"{len(folds)} folds of {data.name}, {len(rows)} held-out cases of {len(patients)} "
         f"patients; {budget(plan)} a fold, seed {plan.seed}. Mean ± standard deviation over "
         "the n cases for which a measure is defined.",
+        *(["", "Chosen once, for all folds: " + " ".join(notes)] if notes else []),
         "",
         *summary_lines(rows),
         "",

@@ -1,6 +1,7 @@
 """What a training is, beside its checkpoints, so that it goes on as what it was."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,17 @@ def as_before(out: Path, asked: Recipe, plan: Plan) -> Recipe:
                 f"not {value}.",
                 "Resume it as it began, or choose another folder.",
             )
-    chosen = {
+    return filled(asked, before["chosen"])
+
+
+def filled(asked: Recipe, chosen: Mapping[str, Any]) -> Recipe:
+    """The recipe with those of the chosen values that it leaves open; as they come from JSON."""
+    values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in before["chosen"].items()
+        for name, value in chosen.items()
         if getattr(asked, name, 0) is None
     }
-    return replace(asked, **chosen)  # type: ignore[arg-type]
+    return replace(asked, **values)
 
 
 def check_cases(out: Path, setup: Setup) -> None:

@@ -72,13 +72,13 @@ def ablate(
     return found
 
 
-def _taught(row: Row, rows: Sequence[Row], out: Path) -> Callable[[Recipe, Fold], Recipe]:
-    """Gives a row's recipe the model that the row before has made of the same fold."""
+def _taught(row: Row, rows: Sequence[Row], out: Path) -> Callable[[Recipe, Fold], Recipe] | None:
+    """Gives a row's recipe the model that the row before has made of the same fold, if one has."""
+    if not row.after:
+        return None
     before = {other.title: out / other.folder for other in rows}
 
     def of_fold(recipe: Recipe, fold: Fold) -> Recipe:
-        if not row.after:
-            return recipe
         model = before[row.after] / fold.name / MODEL
         return replace(recipe, **{row.takes: (str(model),)})  # type: ignore[arg-type]
 
@@ -98,7 +98,8 @@ def rehearse_rows(
     plan = replace(plan, test=fold.test)
     with tempfile.TemporaryDirectory(prefix="medseg-rehearsal-") as folder:
         for row in rows:
-            recipe = _taught(row, rows, Path(folder))(row_recipe(row, settings), fold)
+            recipe, taught = row_recipe(row, settings), _taught(row, rows, Path(folder))
+            recipe = taught(recipe, fold) if taught else recipe
             rehearsal = rehearse(recipe, data, plan)
             if any(other.after == row.title for other in rows):
                 # Who learns from it needs it there, but not that it knows anything.
