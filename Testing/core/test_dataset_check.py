@@ -12,6 +12,9 @@ from medsegcore.imaging import Image, read_image, write_image
 from medsegcore.training.datasets import read_dataset, split_folds
 from medsegcore.training.datasets.adapters import ADAPTERS
 from medsegcore.training.datasets.check import check_dataset, intensities, tilt_degrees
+from medsegcore.training.datasets.dataset import visits_as_patients
+from medsegcore.training.recipes import RSANetRecipe
+from medsegcore.training.setup import Plan, set_up
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +248,19 @@ def test_the_command_lists_licences_and_converts(tmp_path, ms_cases, capsys):
     assert main(command) == 6
     assert main(["dataset", "convert", "nothing", str(tmp_path), "--out", str(tmp_path / "x")]) == 3
     assert "no data set 'nothing'" in capsys.readouterr().err
+
+
+def test_folders_of_visits_that_count_as_patients_are_told(ms_cases, tmp_path, capsys):
+    for patient, visit, case in (("anna", "v1", "a_1"), ("anna", "v2", "a_2"), ("ben", "v1", "b")):
+        shutil.copytree(ms_cases / case, tmp_path / "cohort" / patient / visit)
+    told = visits_as_patients(read_dataset(tmp_path / "cohort"))
+    assert told.startswith("Folders called v1, v2 look like visits")
+    assert told.endswith("e.g. anna_v1.")
+    main(["dataset", "check", str(tmp_path / "cohort")])
+    assert "look like visits" in " ".join(capsys.readouterr().out.split())
+    assert visits_as_patients(read_dataset(ms_cases)) == ""
+    setup = set_up(
+        RSANetRecipe(width=2, norm_groups=1, patch=(16, 16, 16)), tmp_path / "cohort",
+        Plan(steps=1, device="cpu", workers=0),
+    )  # fmt: skip
+    assert told in setup.notes

@@ -49,6 +49,10 @@ def test_its_card_is_honest(model):
         assert "commercial" in card
     assert d.memory_mb > 0
     assert d.limits
+    # What its data were like: the brains skull-stripped, some of the prostates' masks automatic.
+    assert d.skull_stripped == (d.anatomy == "brain")
+    automatic = {"prostatex", "picai"} & {use.name for use in d.data if use.split == "training"}
+    assert any("published AI" in limit for limit in d.limits) == bool(automatic)
 
 
 def test_it_finds_something_in_the_middle_of_what_it_is_for(model, shared_data):

@@ -89,6 +89,7 @@ def run_ablate(
     from medsegcore.training.ablations import chosen_rows, row_recipe
     from medsegcore.training.crossvalidation import labelled, make_folds
     from medsegcore.training.datasets import read_dataset
+    from medsegcore.training.datasets.dataset import visits_as_patients
     from medsegcore.training.setup import Plan
     from medsegcore.training.study import ablate, rehearse_rows
 
@@ -98,6 +99,8 @@ def run_ablate(
     plan.check()
     # A student has the channels of its teacher, which is not trained yet and comes first.
     dataset = labelled(read_dataset(data, plan.label, row_recipe(rows[0], settings).keys))
+    if visits := visits_as_patients(dataset):
+        console.warn(visits)
     if not dry_run:
         ablate(paper, dataset, how, plan, out, settings, titles, progress_to(console))
         names = ["results.md", "results.csv", "figures.csv", "boxes.svg", "curves.svg"]

@@ -92,6 +92,7 @@ def run_cross_validate(
 
     from medsegcore.training.crossvalidation import cross_validate, labelled, make_folds
     from medsegcore.training.datasets import read_dataset
+    from medsegcore.training.datasets.dataset import visits_as_patients
     from medsegcore.training.rehearsal import rehearse
     from medsegcore.training.setup import Plan
 
@@ -99,6 +100,8 @@ def run_cross_validate(
     plan = Plan(**options)
     plan.check()
     dataset = labelled(read_dataset(data, plan.label, chosen.keys))
+    if visits := visits_as_patients(dataset):
+        console.warn(visits)
     folds = make_folds(dataset, how)
     if dry_run:
         say_folds(console, dataset, folds)

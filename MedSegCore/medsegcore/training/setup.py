@@ -18,6 +18,7 @@ from medsegcore.models import ModelDescription, TrainingRecord
 from medsegcore.training.cases import Split, split_cases
 from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.datasets.cache import cache_key, load_cached
+from medsegcore.training.datasets.dataset import visits_as_patients
 from medsegcore.training.facts import DataFacts, data_facts, label_shares
 from medsegcore.training.patches import MixedPatches, PatchDataset
 from medsegcore.training.recipes.base import Objective, Recipe
@@ -125,6 +126,7 @@ def set_up(
     split = split_cases(data, plan.test, plan.validation)
     facts = data_facts(data, split.training, device, plan.devices)
     recipe, notes = recipe.configured(data, facts)
+    notes = [*notes, *filter(None, [visits_as_patients(data)])]
     L.seed_everything(plan.seed, verbose=False)
     settings: dict[str, Any] = {k: _plain(v) for k, v in asdict(recipe).items()}
     record = TrainingRecord(

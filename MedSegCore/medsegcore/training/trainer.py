@@ -354,7 +354,12 @@ def _export(
         update={
             "training": record,
             "data": data_use(setup.data, split),
-            "limits": [size_of(split.training), *description.limits, *plan.limits],
+            "limits": [
+                size_of(split.training),
+                *filter(None, [setup.data.masks]),
+                *description.limits,
+                *plan.limits,
+            ],
             "weights": description.weights.model_copy(
                 update=weights_terms(setup.data, split.training)
             ),

@@ -12,7 +12,7 @@ import numpy as np
 from medsegcore.errors import MedSegError
 from medsegcore.imaging import Grid, Image, fov_overlap, measure, read_image
 from medsegcore.models.contrasts import contrast_of
-from medsegcore.training.datasets.dataset import Case, Dataset
+from medsegcore.training.datasets.dataset import Case, Dataset, visits_as_patients
 from medsegcore.training.datasets.picture import draw_case
 
 Severity = Literal["error", "warning", "note"]
@@ -356,6 +356,8 @@ class _Checks:
                 f"label left out: {_some(self.dataset.left_out)}. There, too, the mask has to be "
                 f"called '{next(iter(self.dataset.labels))}.nii.gz'.",
             )
+        if visits := visits_as_patients(self.dataset):
+            self.say("warning", "", visits)
         if len(self.dataset.patients) == 1:
             hint = "" if self.dataset.declared else (
                 " The patient is what stands before the first '_' of a folder's name."

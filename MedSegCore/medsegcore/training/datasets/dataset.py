@@ -25,7 +25,7 @@ from medsegcore.errors import DatasetError, MissingInputError
 from medsegcore.imaging.io import EXTENSIONS, file_and_volume
 from medsegcore.models.contrasts import contrast_of
 from medsegcore.models.schema import Key
-from medsegcore.training.datasets.sources import combined_terms
+from medsegcore.training.datasets.sources import SOURCES, combined_terms
 
 DATASET_FILE = "dataset.json"
 Modality = Literal["MR", "CT", "PT", "US", "OT"]
@@ -66,6 +66,13 @@ class Case:
     label: Path | None
 
 
+# Folder names that name no patient: v1, visit_2, ses-01, T2, 2019, 2019-03-04.
+VISIT = re.compile(
+    r"(v|visit|ses|session|t|tp|timepoint|time|scan|exam|year|month|week|baseline|followup)"
+    r"[-_ ]?\d{0,4}|(19|20)\d\d([-_.]?\d\d){0,2}"
+)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Cases and what is known of them.
@@ -76,6 +83,8 @@ class Dataset:
         cases: those to train on.
         test: those that the data set itself keeps for testing.
         license, citation, commercial_use, url: "not stated" and False where nothing is said.
+        skull_stripped: whether all images show the brain alone.
+        masks: a sentence on the reference masks, where no human drew them; for the model's card.
         problems: sentences about files that are missing (only when read with `strict` False).
         left_out: folders of cases with images but without the mask.
         declared: whether the data set itself says its labels' values; a folder of cases does not.
@@ -91,6 +100,8 @@ class Dataset:
     citation: str = "not stated"
     commercial_use: bool = False
     url: str = ""
+    skull_stripped: bool = False
+    masks: str = ""
     problems: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     declared: bool = True
@@ -123,6 +134,7 @@ class MedSegPart(BaseModel):
         patients, sites: by case; the case itself, and the data set's name, where absent.
         channels: by the channel's name in the file.
         optional: keys of channels that a case may lack.
+        skull_stripped, masks: as in `Dataset`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -134,6 +146,8 @@ class MedSegPart(BaseModel):
     citation: str = "not stated"
     commercial_use: bool = False
     url: str = ""
+    skull_stripped: bool = False
+    masks: str = ""
     channels: dict[str, ChannelFacts] = {}
     optional: list[Key] = []
 
@@ -278,8 +292,26 @@ def _from_folders(path: Path, label: str, keys: Sequence[str] | None) -> Dataset
     return Dataset(
         path.name, path.name, channels, {label: 1}, cases,
         license=license_, citation=citation, commercial_use=commercial_use,
+        skull_stripped=all(c.site in SOURCES and SOURCES[c.site].skull_stripped for c in cases),
         left_out=tuple(left_out), declared=False,
     )  # fmt: skip
+
+
+def visits_as_patients(data: Dataset) -> str:
+    """A sentence about folders of visits that count as patients; "" where there is none."""
+    if data.declared:
+        return ""
+    folders = {next(iter(case.images.values())).parent for case in (*data.cases, *data.test)}
+    names = sorted({folder.name for folder in folders if VISIT.fullmatch(folder.name.lower())})
+    if not names:
+        return ""
+    example = min(folder for folder in folders if folder.name == names[0])
+    more = ", ..." if len(names) > 3 else ""
+    return (
+        f"Folders called {', '.join(names[:3])}{more} look like visits, but each counts as a "
+        "patient of its own: two visits of one patient may come into different folds. Name them "
+        f"after the patient, e.g. {example.parent.name}_{names[0]}."
+    )
 
 
 def _images_of(folder: Path, label: str) -> dict[str, Path]:
@@ -472,7 +504,8 @@ def _assembled(
     return Dataset(
         name=name, title=part.title or description or name, channels=channels, labels=labels,
         cases=cases(training), test=cases(test), license=part.license, citation=part.citation,
-        commercial_use=part.commercial_use, url=part.url, problems=tuple(problems),
+        commercial_use=part.commercial_use, url=part.url, skull_stripped=part.skull_stripped,
+        masks=part.masks, problems=tuple(problems),
     )  # fmt: skip
 
 

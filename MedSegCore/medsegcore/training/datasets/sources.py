@@ -11,6 +11,8 @@ class Source:
         license: as its publisher calls it; "not stated" when nothing was found.
         commercial_use: whether that licence clearly allows it.
         url: where it is to be had.
+        skull_stripped: whether its images show the brain alone.
+        masks: a sentence on the reference masks, where no human drew them.
     """
 
     title: str
@@ -18,6 +20,8 @@ class Source:
     commercial_use: bool
     citation: str
     url: str
+    skull_stripped: bool = False
+    masks: str = ""
 
 
 # By the name of the folder above the cases, which is also the site's name.
@@ -30,6 +34,7 @@ SOURCES = {
         "sclerosis patients with lesion segmentations based on multi-rater consensus. "
         "Neuroinformatics 2017. doi 10.1007/s12021-017-9348-7",
         "https://github.com/muschellij2/open_ms_data",
+        skull_stripped=True,
     ),
     "mslesseg": Source(
         "MSLesSeg: MS patients at several time points",
@@ -38,6 +43,7 @@ SOURCES = {
         "Guarnera F, Rondinella A, Crispino E, et al. MSLesSeg. Sci Data 12, 920 (2025). "
         "doi 10.1038/s41597-025-05250-y",
         "https://springernature.figshare.com/articles/dataset/27919209",
+        skull_stripped=True,
     ),
 }
 

@@ -65,6 +65,7 @@ INPUTS = {
     )
 }  # fmt: skip
 
+SKULL_STRIPPED = "The images have to be skull-stripped, as those it was trained on were."
 _REGIONS = {
     "brain": ("MS lesion", Code(scheme="SCT", value="12738006", meaning="Brain")),
     "prostate": ("Prostate lesion", Code(scheme="SCT", value="41216001", meaning="Prostate")),
@@ -183,6 +184,7 @@ def describe(
         title=f"{structures} in {images} ({method})",
         task=f"Segments {structures} in {images}.",
         anatomy=anatomy_of(data),
+        skull_stripped=data.skull_stripped,
         network=network,
         weights=NO_WEIGHTS,
         inputs=[spec.model_copy(update=required) for spec in inputs],
@@ -195,7 +197,7 @@ def describe(
         data=[],
         metrics=[],
         intended_use=RESEARCH_ONLY,
-        limits=list(limits),
+        limits=[*([SKULL_STRIPPED] if data.skull_stripped else []), *limits],
         citation=list(citation),
         memory_mb=0,
     )

@@ -40,6 +40,7 @@ from medsegcore.training.recipes.base import (
     Supervised,
     warm_cosine,
 )
+from medsegcore.training.recipes.known import SKULL_STRIPPED
 from medsegcore.training.recipes.terms import COLORS, ONE_PIECE, TERMINOLOGY
 from medsegcore.training.transplant import with_transplants
 
@@ -207,6 +208,7 @@ class UNetRecipe(Recipe):
             title=f"{names} from {', '.join(s.title for s in inputs)} (U-Net)",
             task=f"Segments {names} as in the data set '{data.title}'.",
             anatomy="not stated",
+            skull_stripped=data.skull_stripped,
             network=spec,
             weights=NO_WEIGHTS,
             inputs=inputs,
@@ -226,7 +228,7 @@ class UNetRecipe(Recipe):
             data=[],
             metrics=[],
             intended_use=RESEARCH_ONLY,
-            limits=[],
+            limits=[SKULL_STRIPPED] if data.skull_stripped else [],
             citation=[PAPERS[self.dimensions]],
             memory_mb=0,
         )  # fmt: skip

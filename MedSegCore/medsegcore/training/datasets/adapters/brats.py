@@ -13,6 +13,7 @@ BRATS_SOURCE = Source(
     "segmentation benchmark. IEEE TMI 34(10):1993-2024 (2015). Bakas S, Akbari H, Sotiras A, "
     "et al. Sci Data 4:170117 (2017).",
     "https://www.synapse.org/brats",
+    skull_stripped=True,
 )
 BRATS_CHANNELS = {
     "t1": Channel("T1"), "t1ce": Channel("T1 Gd"), "t2": Channel("T2"), "flair": Channel("FLAIR"),

@@ -142,6 +142,8 @@ class Adapter:
                 "license": self.source.license,
                 "citation": self.source.citation,
                 "commercial_use": self.source.commercial_use,
+                "skull_stripped": self.source.skull_stripped,
+                "masks": self.source.masks,
                 "url": self.source.url,
                 "channels": {
                     c.title: {"key": key, "modality": c.modality, "units": c.units}

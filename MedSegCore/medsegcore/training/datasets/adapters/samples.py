@@ -39,6 +39,8 @@ PROSTATE = Source(
     "Margolis D, Huang J, Marks L. Prostate-MRI-US-Biopsy. TCIA 2020. "
     "doi 10.7937/TCIA.2020.A61IOC1A",
     "",
+    masks="The reference masks of the patients of PROSTATEx and PI-CAI are a published AI's, not "
+    "drawn by hand.",
 )
 MS = Source(
     "MS samples of open_ms and MSLesSeg",
@@ -46,6 +48,7 @@ MS = Source(
     True,
     f"{SOURCES['open_ms'].citation} | {SOURCES['mslesseg'].citation}",
     "",
+    skull_stripped=True,
 )
 SARCOMA = Source(
     "Soft-tissue sarcomas in unpaired CT, T1 and T2",
