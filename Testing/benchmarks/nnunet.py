@@ -1,7 +1,7 @@
 """nnU-Net v2 on the MS cases with a budget of CPU time, beside the shipped model.
 
     pip install nnunetv2==2.8.1          # into an environment that has medsegcore
-    python Testing/benchmarks/nnunet.py --data ../shared/data/ms --minutes 38 --memory-gb 3 \\
+    python Testing/benchmarks/nnunet.py --data ../shared/data/ms --minutes 38 --memory-gb 1 \\
         --work /tmp/nnunet
 
 The same split (patient19 is never trained on) and the same measures as `medseg evaluate`. The

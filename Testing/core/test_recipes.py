@@ -28,6 +28,7 @@ from medsegcore.training.recipes import (
     EdgeAttentionRecipe,
     RSANetRecipe,
     UMMKDRecipe,
+    recipe_of,
 )
 from medsegcore.training.setup import Plan, set_up
 from medsegcore.training.trainer import train
@@ -509,3 +510,35 @@ def test_a_student_without_a_fitting_teacher_is_refused(gland, teacher):
 
 def test_a_trained_folder_stands_alone(teacher):
     assert ModelFolder.read(teacher[0].path).load_network()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"patch": "64,64,64"}, "patch is '64,64,64': input should be a valid tuple"),
+        ({"patch": [64, 64]}, "patch is"),
+        ({"patch": [0, 64, 64]}, "patch is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
+        ({"ema_decay": 2}, "ema_decay is 2"),
+        ({"augment": "wild"}, "augment is 'wild'"),
+        ({"wdith": 8}, "no setting 'wdith'"),
+    ],
+)
+def test_a_value_that_a_setting_cannot_have_is_refused(settings, words):
+    with pytest.raises(SettingError, match=words):
+        recipe_of("csad", settings, strict=True)
+
+
+def test_values_come_from_json_as_the_settings_kinds():
+    recipe = recipe_of("csad", {"patch": [1, 64, 64], "streams": ["flair", "t1"], "spacing": None})
+    assert (recipe.patch, recipe.streams) == ((1, 64, 64), ("flair", "t1"))
+    assert recipe_of("unet", {"spacing": [1, 1, None]}).spacing == (1.0, 1.0, None)
+    windows = recipe_of("ummkd", {"windows": {"ct": [-50, 150]}}).windows
+    assert windows == {"ct": (-50.0, 150.0)}
+
+
+def test_a_patch_that_the_network_cannot_take_is_refused(ms_cases):
+    recipe = CSADRecipe(patch=(1, 100, 100), streams=("flair", "t1"), width=2)
+    with pytest.raises(SettingError, match="multiple of"):
+        set_up(recipe, ms_cases, Plan(steps=1, device="cpu", workers=0))

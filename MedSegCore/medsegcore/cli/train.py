@@ -1,6 +1,5 @@
 """`medseg train`."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from medsegcore.cli.app import recipe_settings
 from medsegcore.cli.console import Console
-from medsegcore.errors import SettingError
 
 if TYPE_CHECKING:
     from medsegcore.training.recipes import Recipe
@@ -72,13 +70,4 @@ def make_recipe(name: str, settings: list[str]) -> "Recipe":
     """The recipe of that name with settings such as "width=12"; SettingError otherwise."""
     from medsegcore.training.recipes import recipe_of
 
-    chosen = recipe_settings(settings)
-    recipe = recipe_of(name, chosen)
-    known = [field.name for field in dataclasses.fields(recipe)]
-    for setting in chosen:
-        if setting not in known:
-            raise SettingError(
-                f"The recipe '{name}' has no setting '{setting}'.",
-                f"Settings: {', '.join(known)}.",
-            )
-    return recipe
+    return recipe_of(name, recipe_settings(settings), strict=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from medsegcore.errors import SettingError
-from medsegcore.training.recipes import RECIPES, Recipe
+from medsegcore.training.recipes import RECIPES, Recipe, recipe_of
 
 
 @dataclass(frozen=True)
@@ -194,4 +194,4 @@ def row_recipe(row: Row, settings: Mapping[str, Any]) -> Recipe:
         for name in _names(row.recipe)
         if f"{row.recipe}.{name}" in settings
     }
-    return RECIPES[row.recipe](**{**own, **row.settings})
+    return recipe_of(row.recipe, {**own, **row.settings})

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as L
 import psutil
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from medsegcore.errors import MissingInputError, SettingError
@@ -133,7 +134,7 @@ def set_up(
         recipe=recipe.name, date=datetime.date.today().isoformat(), minutes=0, steps=0,
         device="", seed=plan.seed, settings={**settings, **({"chosen": notes} if notes else {})},
     )  # fmt: skip
-    description = recipe.description(data, record)
+    description = _described(recipe, data, record)
     split, left_out = with_images(split, description)
     notes = [*notes, *left_out]
     _check_inputs(split, description)
@@ -155,6 +156,19 @@ def set_up(
         data, split, recipe, notes, facts, record, description, objective, patches, device,
         {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype],
     )  # fmt: skip
+
+
+def _described(recipe: Recipe, data: Dataset, record: TrainingRecord) -> ModelDescription:
+    """The recipe's description; SettingError where its settings make none."""
+    try:
+        return recipe.description(data, record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SettingError(
+            f"The settings make no model: {where or 'description'}: {first['msg']}.",
+            "Change what it names: a tile is a training patch.",
+        ) from error
 
 
 def changed_on(device: torch.device) -> bool:

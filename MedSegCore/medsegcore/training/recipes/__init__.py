@@ -1,8 +1,11 @@
 """Recipes: one file per paper, with everything that makes a training what it is."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from medsegcore.errors import SettingError
 from medsegcore.training.recipes.affinity import AffinityRecipe, AffinityTeacherRecipe
@@ -33,24 +36,59 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 
 
-def recipe_of(name: str, settings: Mapping[str, Any]) -> Recipe:
+# Smallest value of settings that many recipes have, and what has to be above it.
+LIMITS = {
+    "patch": (1, math.inf), "batch_size": (1, math.inf), "width": (1, math.inf),
+    "norm_groups": (1, math.inf), "warmup_steps": (1, math.inf), "middle_mm": (1, math.inf),
+    "learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "gradient_clip": (0, math.inf),
+    "ema_decay": (0, 1), "threshold": (0, 1), "overlap": (0, 1),
+}  # fmt: skip
+
+
+def recipe_of(name: str, settings: Mapping[str, Any], strict: bool = False) -> Recipe:
     """The recipe that a model folder's record names, with the settings of the record.
 
+    Args:
+        strict: refuse settings that the recipe has not, instead of leaving them out.
+
     Raises:
-        SettingError: there is no such recipe.
+        SettingError: there is no such recipe, or a value that the setting cannot have.
     """
     if name not in RECIPES:
         raise SettingError(
             f"There is no recipe '{name}'.", f"Recipes: {', '.join(sorted(RECIPES))}."
         )
-    known = {field.name for field in dataclasses.fields(RECIPES[name])}
-    # JSON has no tuples, and no recipe has lists.
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in settings.items()
-        if key in known
-    }
+    known = [field.name for field in dataclasses.fields(RECIPES[name])]
+    kinds = get_type_hints(RECIPES[name])
+    values = {}
+    for setting, value in settings.items():
+        if setting in known:
+            values[setting] = _checked(setting, value, kinds[setting])
+        elif strict:
+            raise SettingError(
+                f"The recipe '{name}' has no setting '{setting}'.",
+                f"Settings: {', '.join(known)}.",
+            )
     return RECIPES[name](**values)
+
+
+def _checked(setting: str, value: Any, kind: Any) -> Any:
+    """A value as JSON has it, e.g. lists for tuples, as its kind; SettingError if it is none."""
+    try:
+        found = TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        lists = "tuple" in str(kind)
+        raise SettingError(
+            f"{setting} is {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}.",
+            "Give a list, e.g. [64,64,64]." if lists else "Give another value.",
+        ) from error
+    least, below = LIMITS.get(setting, (-math.inf, math.inf))
+    for number in found if isinstance(found, tuple) else (found,):
+        if isinstance(number, (int, float)) and not least <= number < below:
+            less = "" if below == math.inf else f" and less than {below:g}"
+            raise SettingError(f"{setting} is {number:g}.", f"Give {least:g} or more{less}.")
+    return found
 
 
 __all__ = [
