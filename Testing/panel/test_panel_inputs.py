@@ -94,6 +94,37 @@ def test_what_the_user_chose_is_never_overridden(host, panel, part, addSample, f
     assert names(part) == {"t1": "MS T1", "t2": "MS T2", "flair": "FLAIR"}
 
 
+def test_volumes_that_are_loaded_one_after_the_other_find_their_rows(host, part, addSample):
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    looked(host, part)
+    assert why(part, "t1") == "There is no volume in the scene: load one."
+    addSample(CROP, ["t1"])
+    host.waitUntil(lambda: names(part) == {"t1": "MS T1"})
+    looked(host, part)
+    assert why(part, "t2") == "None of the 1 volumes looks like it: please choose."
+    # Emptied by hand a row stays empty, whatever comes.
+    host.choose(selector(part, "t1"), "Choose a volume")
+    first = addSample(CROP, ["flair"])["flair"]
+    host.waitUntil(lambda: names(part) == {"flair": "MS FLAIR"})
+    looked(host, part)
+    assert why(part, "t2") == "None of the 2 volumes looks like it: please choose."
+    host.choose(selector(part, "t1"), "MS T1")
+    addSample(CROP, ["t2"])
+    host.waitUntil(lambda: names(part) == MATCHED)
+    looked(host, part)
+    assert why(part, "t2").startswith("The volume's name says 't2'.")
+    # A second one takes no place, and is told of.
+    assert "please check" not in why(part, "flair")
+    image = Image(slicer.util.arrayFromVolume(first).copy(), np.eye(4))
+    volumeNodeFromImage(image, "FLAIR again", slicer.mrmlScene)
+    host.waitUntil(lambda: "'FLAIR again' fits nearly as well" in why(part, "flair"))
+    assert names(part) == MATCHED
+    assert part.inputNodes()["flair"] is first
+    slicer.mrmlScene.RemoveNode(first)
+    host.waitUntil(lambda: names(part) == {**MATCHED, "flair": "FLAIR again"})
+
+
 def offered(part, key):
     box = selector(part, key)
     return {box.nodeFromIndex(n).GetName() for n in range(box.nodeCount())}
