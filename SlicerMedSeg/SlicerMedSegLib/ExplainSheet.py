@@ -11,7 +11,7 @@ from medsegcore.imaging import resample
 from .Colors import CLEAR_BELOW, overlayTable
 from .Drawing import drawText, fillBox, writePng
 from .Lattice import boundingBox
-from .LesionTable import LesionRow, LesionTable
+from .LesionTable import LesionRow, LesionTable, meanText
 from .NodeNames import TITLE
 from .SceneConversion import imageFromVolumeNode
 from .Translation import _
@@ -165,7 +165,7 @@ class _Sheet:
             r=lesion.center_ras[0], a=lesion.center_ras[1], s=lesion.center_ras[2],
         )  # fmt: skip
         drawText(canvas, GAP, y, first, 14)
-        means = ", ".join(f"{key} {value:.4g}" for key, value in lesion.inputs.items())
+        means = ", ".join(f"{key} {meanText(value)}" for key, value in lesion.inputs.items())
         x = GAP + drawText(canvas, GAP, y + 22, _("Probability"), 14, GRAY) + 8
         width, height = 160, 12
         fillBox(canvas, x, y + 25, width, height, (60, 60, 60))

@@ -347,13 +347,20 @@ class LesionTable:
             for row in cells:
                 text = array.IsA("vtkStringArray")
                 array.InsertNextValue(
-                    row[n] if text else int(row[n]) if name == "number" else float(row[n])
+                    row[n] if text else int(row[n]) if name == "number" else float(row[n] or "nan")
                 )
             table.AddColumn(array)
         node.SetAndObserveTable(table)
 
 
+def meanText(mean: float | None) -> str:
+    """The mean of an input as it is shown."""
+    return "\N{EN DASH}" if mean is None else f"{mean:.4g}"
+
+
 def _sortable(cell: str) -> tuple[float, str]:
+    if not cell:
+        return -np.inf, ""
     try:
         return float(cell), ""
     except ValueError:
@@ -378,18 +385,22 @@ def _stampOf(node) -> tuple:
     return node.GetID(), node.GetImageData().GetMTime(), localAffine(node).tobytes(), moved
 
 
-def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> Steps[float]:
-    """Mean of an image where `mask` [k, j, i] on `grid` is True; 0 counts beyond the image."""
-    total, slices = 0.0, max(1, VOXELS_A_STEP // mask[0].size)
+def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> Steps[float | None]:
+    """Mean of an image where `mask` [k, j, i] on `grid` is True, as far as the image reaches.
+
+    None where it reaches none of it.
+    """
+    total, count, slices = 0.0, 0, max(1, VOXELS_A_STEP // mask[0].size)
     for first in range(0, len(mask), slices):
         k = slice(first, min(first + slices, len(mask)))
         part = grid.crop((k, slice(0, mask.shape[1]), slice(0, mask.shape[2])))
-        total += _sumInside(image, part, mask[k])
+        values = _valuesInside(image, part, mask[k])
+        total, count = total + float(values.sum(dtype=np.float64)), count + values.size
         yield
-    return total / np.count_nonzero(mask)
+    return total / count if count else None
 
 
-def _sumInside(image: Image, grid: Grid, mask: np.ndarray) -> float:
+def _valuesInside(image: Image, grid: Grid, mask: np.ndarray) -> np.ndarray:
     # The part around the grid, and what smoothing for coarser voxels reaches.
     reach = np.ceil(2 * max(grid.spacing) / np.array(image.spacing)) + 2
     corners = np.column_stack([grid.corners(), np.ones(8)]) @ np.linalg.inv(image.affine).T
@@ -397,11 +408,12 @@ def _sumInside(image: Image, grid: Grid, mask: np.ndarray) -> float:
     high = np.ceil(corners.max(axis=0)[:3] + reach).astype(int) + 1
     high = np.minimum(high, image.shape[::-1])
     if (low >= high).any():
-        return 0.0
+        return np.zeros(0, np.float32)
     k, j, i = (slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1], strict=True))
     box = (k, j, i)
     around = Image(image.array[box], image.grid.crop(box).affine)
-    return float(resample(around, grid).array[mask].sum(dtype=np.float64))
+    values = resample(around, grid, outside=np.nan).array[mask]
+    return values[~np.isnan(values)]
 
 
 def tissueMiddle(grid: Grid, array: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -335,7 +335,9 @@ class _Builder:
             elif name == "number":
                 _addColumn(node, vtk.vtkIntArray(), name, [int(v) for v in values])
             else:
-                _addColumn(node, vtk.vtkDoubleArray(), name, [float(v) for v in values])
+                # What has no mean is not a number.
+                numbers = [float(v or "nan") for v in values]
+                _addColumn(node, vtk.vtkDoubleArray(), name, numbers)
         return node
 
     def _provenance(self):

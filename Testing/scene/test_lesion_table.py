@@ -10,7 +10,9 @@ import slicer
 import vtk
 
 from medsegcore.errors import OutputError, SettingError
+from medsegcore.imaging import Image, resample
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
+from SlicerMedSegLib.ExplainSheet import explainSheet
 from SlicerMedSegLib.LesionTable import LesionTable
 from SlicerMedSegLib.LiveThreshold import LiveThreshold
 from SlicerMedSegLib.ResultToScene import addResultToScene, rememberInputs
@@ -215,6 +217,33 @@ def test_text_and_csv_hold_what_is_shown(table, tmp_path):
     assert lines[-1] == [f"{len(table.rows())} lesions kept", f"{table.totals()[1]:.3f} ml"]
     with pytest.raises(OutputError):
         table.saveCsv(tmp_path / "absent" / "lesions.csv")
+
+
+def test_of_an_input_that_ends_in_a_lesion_the_mean_is_that_of_what_is_there(
+    core, nodes, flair, ms_images, tmp_path
+):
+    t1 = ms_images["t1"]
+    whole = LesionTable(RunSegments(core.scene, "run"))
+    grid, largest = whole.segments.worldGrid, whole.rows()[0]
+    k = np.unravel_index(largest.voxels, grid.shape)[0]
+    top = int(np.median(k))
+    cut = volumeNodeFromImage(Image(t1.array[:top], t1.affine), "T1 cut", core.scene)
+    table = LesionTable(whole.segments, {"flair": flair, "t1": cut})
+    (half,) = [r for r in table.rows() if np.array_equal(r.voxels, largest.voxels)]
+    expected = resample(t1, grid).array.reshape(-1)[largest.voxels[k < top]].mean()
+    assert half.lesion.inputs["t1"] == pytest.approx(expected, rel=1e-5)
+    beyond = [r for r in table.rows() if r.lesion.inputs["t1"] is None]
+    assert 0 < len(beyond) < len(table.rows())
+    # They come last, and nowhere are they 0.
+    assert table.rows("mean_t1")[-len(beyond) :] == beyond
+    table.saveCsv(tmp_path / "lesions.csv", beyond)
+    with (tmp_path / "lesions.csv").open(newline="", encoding="utf-8") as file:
+        assert {line["mean_t1"] for line in csv.DictReader(file)} == {""}
+    column = nodes.lesions.GetTable().GetColumnByName("mean_t1")
+    numbers = [column.GetValue(n) for n in range(column.GetNumberOfValues())]
+    assert np.count_nonzero(np.isnan(numbers)) == len(beyond)
+    assert np.nanmin(numbers) > 0
+    assert explainSheet(table, flair, tmp_path / "sheet.png", rows=beyond[:1]).is_file()
 
 
 def test_the_place_is_said_in_the_patients_sides(table, ms_case_dir):
