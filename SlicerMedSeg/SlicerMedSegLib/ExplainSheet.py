@@ -37,7 +37,7 @@ def explainSheet(
 
     Args:
         table: of the run.
-        inputNode: volume node to look at.
+        inputNode: volume node to look at; of a 4-D input, the frame that was segmented is shown.
         path: ends with .png; a file that is there is replaced.
         overlayNode: volume node 0..1, e.g. a spatial attention; the probability when None.
         rows: the lesions; the largest kept ones when None.
@@ -62,7 +62,7 @@ class _Sheet:
     def __init__(self, table: LesionTable, inputNode, overlayNode) -> None:
         self.table, segments = table, table.segments
         self.grid = segments.worldGrid
-        image = resample(imageFromVolumeNode(inputNode), self.grid).array
+        image = resample(table.imageOf(inputNode), self.grid).array
         inside = image > image.mean()
         self.box = _padded(boundingBox(inside), image.shape)
         # Air is black, whatever its value, and the brightest lesions keep their texture.

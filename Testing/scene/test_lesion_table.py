@@ -246,6 +246,57 @@ def test_of_an_input_that_ends_in_a_lesion_the_mean_is_that_of_what_is_there(
     assert explainSheet(table, flair, tmp_path / "sheet.png", rows=beyond[:1]).is_file()
 
 
+def severalValues(core, image, count, kind=np.float32):
+    """A volume with so many values per voxel: the image's, 1 more, 2 more, ..."""
+    node = core.scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "4-D")
+    values = np.stack([image.array + n for n in range(count)], axis=-1).astype(kind)
+    slicer.util.updateVolumeFromArray(node, values)
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(image.affine))
+    return node
+
+
+def test_means_are_of_the_frame_that_was_segmented(
+    core, nodes, table, ms_images, make_sequence, tmp_path
+):
+    def means(opened, key):
+        return [row.lesion.inputs[key] for row in opened.rows()]
+
+    flair, t1 = ms_images["flair"], ms_images["t1"]
+    expected = np.array(means(table, "flair"))
+    browser = core.scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "visits")
+    later = flair.with_array(flair.array + 1000)
+    inputs = {
+        "flair": make_sequence(core, browser, "FLAIR", [flair, later]),
+        "t1": severalValues(core, t1, 3),
+        "photo": severalValues(core, flair, 3, np.uint8),
+    }
+    browser.SetSelectedItemNumber(0)
+    rememberInputs(nodes.segmentation, inputs, {"flair": 1, "t1": 2})
+    frames = LesionTable(RunSegments(core.scene, "run"))
+    assert means(frames, "flair") == pytest.approx(expected + 1000)
+    assert means(frames, "t1") == pytest.approx(np.array(means(table, "t1")) + 2, rel=1e-5)
+    # What cannot be read takes its own column along, and nothing else.
+    assert list(frames.inputs) == ["flair", "t1"]
+    browser.SetSelectedItemNumber(1)
+    frames.update()
+    assert means(frames, "flair") == pytest.approx(expected + 1000)
+    # What is changed in the frame itself counts.
+    browser.SetSelectedItemNumber(0)
+    sequence = browser.GetSequenceNode(inputs["flair"])
+    slicer.util.updateVolumeFromArray(sequence.GetNthDataNode(1), flair.array + 500)
+    frames.update()
+    assert means(frames, "flair") == pytest.approx(expected + 500)
+    for node in frames.inputs.values():
+        assert explainSheet(frames, node, tmp_path / "sheet.png").is_file()
+    assert frames.imageOf(inputs["flair"]).array.max() == flair.array.max() + 500
+    core.saveScene(tmp_path / "scene.mrb")
+    with EmbeddedCore() as other:
+        other.loadScene(tmp_path / "scene.mrb")
+        again = LesionTable(RunSegments(other.scene, "run"))
+        assert means(again, "flair") == pytest.approx(expected + 500, rel=1e-5)
+        assert means(again, "t1") == pytest.approx(means(frames, "t1"), rel=1e-4)
+
+
 def test_the_place_is_said_in_the_patients_sides(table, ms_case_dir):
     for row in table.rows():
         r, a, _s = row.lesion.center_ras
