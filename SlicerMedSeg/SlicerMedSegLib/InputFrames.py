@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from vtk.util.numpy_support import vtk_to_numpy
 
 from medsegcore.errors import ColorImageError, EmptyImageError, SettingError

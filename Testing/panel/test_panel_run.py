@@ -269,13 +269,9 @@ def test_all_frames_are_segmented_one_after_the_other_and_play_with_the_images(
     assert [display.GetVisibility() for display in segmentations] == [0, 1]
 
 
-def test_a_frame_of_a_volume_with_several_values_per_voxel_has_results(
-    host, panel, ms_visits
-):
+def test_a_frame_of_a_volume_with_several_values_per_voxel_has_results(host, panel, ms_visits):
     visit = ms_visits[0]
-    nodes = {
-        key: volumeNodeFromImage(visit[key], key, slicer.mrmlScene) for key in ("t1", "flair")
-    }
+    nodes = {key: volumeNodeFromImage(visit[key], key, slicer.mrmlScene) for key in ("t1", "flair")}
     several = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "T2 4-D")
     # The second one is brighter, and normalised as the first.
     t2 = visit["t2"].with_array(visit["t2"].array * np.float32(10))

@@ -196,8 +196,7 @@ def _options(
             allowed = [
                 n
                 for n, v in enumerate(volumes)
-                if n in fixed.values()
-                or (v.study in ("", study) and places[n] >= LEAST_OVERLAP)
+                if n in fixed.values() or (v.study in ("", study) and places[n] >= LEAST_OVERLAP)
             ]
             if anchor is not None and anchor not in allowed:
                 continue

@@ -100,9 +100,7 @@ class ModelStore:
             f"Known models: {', '.join(known) or 'none'}; or give the path of a model folder.",
         )
 
-    def add(
-        self, path: str | Path, model_id: str | None = None, deep: bool = True
-    ) -> ModelFolder:
+    def add(self, path: str | Path, model_id: str | None = None, deep: bool = True) -> ModelFolder:
         """Copy a model folder, or unpack a .zip of one, into the user's folder.
 
         Args:
