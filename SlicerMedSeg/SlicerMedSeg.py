@@ -211,11 +211,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Take up what the scene remembers; a scene that knows no model keeps the chosen one."""
         parameterNode = self.logic.getParameterNode()
         # Before the rows of another model are made, which remembers that they are empty.
-        chosen = self._rememberedInputs(parameterNode.parameterNode)
-        frames, ensemble = json.loads(parameterNode.frames), parameterNode.ensemble.split()
+        chosen, frames, ensemble = self._remembered(parameterNode)
         self.setParameterNode(parameterNode)
+        self.modelPart.choose(parameterNode.model)
         if parameterNode.model:
-            self.modelPart.choose(parameterNode.model)
             self._offerEnsemble(self.modelPart.entry, ensemble)
         else:
             self._modelChanged(self.modelPart.entry)
@@ -223,11 +222,14 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.inputsPart.setNodes(chosen, frames)
 
     @staticmethod
-    def _rememberedInputs(raw) -> dict:
+    def _remembered(parameterNode) -> tuple[dict, dict, list[str]]:
+        """{input key: node}, {input key: frame} and the ids of the ensemble."""
+        raw = parameterNode.parameterNode
         roles: list[str] = []
         raw.GetNodeReferenceRoles(roles)
         keys = [r.removeprefix(INPUT_REFERENCE) for r in roles if r.startswith(INPUT_REFERENCE)]
-        return {key: raw.GetNodeReference(INPUT_REFERENCE + key) for key in keys}
+        nodes = {key: raw.GetNodeReference(INPUT_REFERENCE + key) for key in keys}
+        return nodes, json.loads(parameterNode.frames), parameterNode.ensemble.split()
 
     def setParameterNode(self, parameterNode) -> None:
         """Bind the widgets to a parameter node, or to none."""
@@ -260,17 +262,25 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _modelChanged(self, entry) -> None:
         usable = entry is not None and entry.usable
-        if self._parameterNode is not None:
-            known = entry is not None and entry.description is not None
-            self._parameterNode.model = entry.description.id if known else ""
-        self._offerEnsemble(entry)
+        chosen, frames, ensemble = {}, {}, None
+        # What the scene remembers of a model that is not there stays, for where it is.
+        if self._parameterNode is not None and entry is not None:
+            name = entry.description.id if entry.description is not None else ""
+            if usable and name == self._parameterNode.model and not self.inputsPart.inputKeys():
+                # It has come back.
+                chosen, frames, ensemble = self._remembered(self._parameterNode)
+            self._parameterNode.model = name
+        self._offerEnsemble(entry, ensemble)
         self.inputsPart.setModel(entry.description if usable else None)
+        if chosen:
+            self.inputsPart.setNodes(chosen, frames)
 
     def _offerEnsemble(self, entry, ids=None) -> None:
         usable = entry is not None and entry.usable
         partners = self.modelPart.partners if usable else []
         self.ensemblePart.offer(entry if usable else None, partners, ids)
-        self._rememberEnsemble()
+        if usable:
+            self._rememberEnsemble()
 
     def _rememberEnsemble(self) -> None:
         if self._parameterNode is not None:
@@ -299,7 +309,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return None, entry.problem
         reason = inputs.reason()
         if entry is None or reason:
-            return None, reason
+            return None, self.modelPart.missing or reason
         others = self.ensemblePart.entries
         need = max(each.description.memory_mb for each in (entry, *others))
         job = Job(
@@ -309,7 +319,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         return job, ""
 
     def _rememberInputs(self) -> None:
-        if self._parameterNode is None:
+        if self._parameterNode is None or not self.inputsPart.inputKeys():
             return
         raw = self._parameterNode.parameterNode
         with slicer.util.NodeModify(raw):

@@ -11,7 +11,7 @@ from medsegcore.imaging import resample
 from .Colors import CLEAR_BELOW, overlayTable
 from .Drawing import drawText, fillBox, writePng
 from .Lattice import boundingBox
-from .LesionTable import LesionRow, LesionTable
+from .LesionTable import LesionRow, LesionTable, meanText
 from .NodeNames import TITLE
 from .SceneConversion import imageFromVolumeNode
 from .Translation import _
@@ -37,7 +37,7 @@ def explainSheet(
 
     Args:
         table: of the run.
-        inputNode: volume node to look at.
+        inputNode: volume node to look at; of a 4-D input, the frame that was segmented is shown.
         path: ends with .png; a file that is there is replaced.
         overlayNode: volume node 0..1, e.g. a spatial attention; the probability when None.
         rows: the lesions; the largest kept ones when None.
@@ -62,7 +62,7 @@ class _Sheet:
     def __init__(self, table: LesionTable, inputNode, overlayNode) -> None:
         self.table, segments = table, table.segments
         self.grid = segments.worldGrid
-        image = resample(imageFromVolumeNode(inputNode), self.grid).array
+        image = resample(table.imageOf(inputNode), self.grid).array
         inside = image > image.mean()
         self.box = _padded(boundingBox(inside), image.shape)
         # Air is black, whatever its value, and the brightest lesions keep their texture.
@@ -165,7 +165,7 @@ class _Sheet:
             r=lesion.center_ras[0], a=lesion.center_ras[1], s=lesion.center_ras[2],
         )  # fmt: skip
         drawText(canvas, GAP, y, first, 14)
-        means = ", ".join(f"{key} {value:.4g}" for key, value in lesion.inputs.items())
+        means = ", ".join(f"{key} {meanText(value)}" for key, value in lesion.inputs.items())
         x = GAP + drawText(canvas, GAP, y + 22, _("Probability"), 14, GRAY) + 8
         width, height = 160, 12
         fillBox(canvas, x, y + 25, width, height, (60, 60, 60))

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from vtk.util.numpy_support import vtk_to_numpy
 
 from medsegcore.errors import ColorImageError, EmptyImageError, SettingError
@@ -119,10 +118,10 @@ def imageOfFrame(node, frame: int | None = None, copy: bool = True) -> Image:
     if not 0 <= frame < len(frames.labels):
         raise _noFrame(node, frame, len(frames.labels))
     if frames.sequence is None:
-        return _component(node, frame)
-    if node is not frames.sequence and frame == frames.selected:
+        return _component(node, frame, copy)
+    data = nodeOfFrame(node, frame)
+    if data is node:
         return imageFromVolumeNode(node, copy)
-    data = frames.sequence.GetNthDataNode(frame)
     if data is None or not data.IsA("vtkMRMLVolumeNode"):
         raise EmptyImageError(
             _("The sequence '{name}' holds no volumes.").format(name=frames.sequence.GetName()),
@@ -133,6 +132,18 @@ def imageOfFrame(node, frame: int | None = None, copy: bool = True) -> Image:
         return image
     # The frames lie in the sequence; the transform is the proxy's.
     return Image(image.array, parentToWorld(node) @ image.affine, image.name)
+
+
+def nodeOfFrame(node, frame: int | None = None):
+    """The node whose voxels `imageOfFrame` reads, None where a sequence has no such frame."""
+    frames = framesOf(node)
+    if frames is None or frames.sequence is None:
+        return node
+    frame = frames.selected if frame is None else frame
+    if node is not frames.sequence and frame == frames.selected:
+        return node
+    there = 0 <= frame < len(frames.labels)
+    return frames.sequence.GetNthDataNode(frame) if there else None
 
 
 def _sequenceLabels(sequence) -> list[str]:
@@ -183,13 +194,14 @@ def _shownFrame(node, count: int) -> int:
     return min(max(int(shown), 0), count - 1)
 
 
-def _component(node, frame: int) -> Image:
+def _component(node, frame: int, copy: bool) -> Image:
     if _isColor(node):
         raise ColorImageError(_("The volume is RGB."), _("A gray-scale volume is needed."))
     data = node.GetImageData()
     values = vtk_to_numpy(data.GetPointData().GetScalars())
-    array = values[:, frame].reshape(data.GetDimensions()[::-1])
-    image = Image(np.array(array), parentToWorld(node) @ localAffine(node), "volume")
+    array = values.reshape(*data.GetDimensions()[::-1], -1)[..., frame]
+    array = array.copy() if copy else array
+    image = Image(array, parentToWorld(node) @ localAffine(node), "volume")
     image.grid.check("The volume under its transform")
     return image
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -125,17 +126,22 @@ class InputMatcher:
             found.append(node)
         return found
 
-    def match(self, description: ModelDescription, nodes=None) -> dict[str, Proposal]:
+    def match(
+        self, description: ModelDescription, taken: Mapping[str, Any] | None = None
+    ) -> dict[str, Proposal]:
         """The best proposal for each input of a model, by key; no volume is used twice.
 
         Args:
             description: the model.
-            nodes: the volumes to choose from; `candidates()` when None.
+            taken: {input key: node} that stays with its input, for models that take several.
         """
-        nodes = self.candidates() if nodes is None else list(nodes)
+        nodes = self.candidates()
+        # What a user can choose is more than what is proposed, and a sequence is no volume.
+        stay = {k: node for k, node in (taken or {}).items() if node.IsA("vtkMRMLVolumeNode")}
+        nodes += [node for node in stay.values() if node not in nodes]
         facts = [self.facts(node) for node in nodes]
         proposals = {}
-        matches = match_inputs(description, facts)
+        matches = match_inputs(description, facts, {k: nodes.index(n) for k, n in stay.items()})
         enough = description.one_of and any(m.index is not None for m in matches.values())
         for key, match in matches.items():
             others = [

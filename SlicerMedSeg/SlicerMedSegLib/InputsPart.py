@@ -303,18 +303,20 @@ class InputsPart:
         self._chosen()
 
     def _match(self) -> None:
-        """Fill the rows when none is filled but by the user; never touch what the user chose."""
+        """Fill the rows that are empty, but those that the user has emptied.
+
+        Volumes come one after the other: what is filled stays, what is said of it is said anew.
+        """
         free = [row for row in self._rows.values() if not row.byUser]
-        if self._description is None or any(row.node is not None for row in free) or not free:
+        if self._description is None or not free:
             return
         if self._description.one_of and self.inputNodes():
             return
-        used = [row.node for row in self._rows.values() if row.node is not None]
-        nodes = [node for node in self._matcher.candidates() if node not in used]
-        proposals = self._matcher.match(self._description, nodes)
+        proposals = self._matcher.match(self._description, self.inputNodes())
         for row in free:
             row.proposal = proposals[row.spec.key]
-            self._put(row, row.proposal.node)
+            if row.node is None:
+                self._put(row, row.proposal.node)
 
     def _explain(self, row: _Row) -> None:
         """Why this volume, and how sure."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import qt
 
-from .LesionTable import LesionRow, LesionTable
+from .LesionTable import LesionRow, LesionTable, meanText
 from .Steps import Steps
 from .Translation import _
 
@@ -218,4 +218,4 @@ def _cell(row: LesionRow, column: str) -> str:
     }
     if column in texts:
         return texts[column]
-    return f"{lesion.inputs[column.removeprefix('mean_')]:.4g}"
+    return meanText(lesion.inputs[column.removeprefix("mean_")])

@@ -11,17 +11,18 @@ import numpy as np
 import slicer
 import vtk
 
-from medsegcore.errors import SettingError
+from medsegcore.errors import MedSegError, SettingError
 from medsegcore.files import write_file
 from medsegcore.imaging import Grid, Image, resample
 from medsegcore.inference.lesions import Lesion, longest_diameter_mm
 from medsegcore.inference.result import lesion_columns, lesion_row
 
+from .InputFrames import imageOfFrame, nodeOfFrame
 from .Lattice import kjiOf, placesIn
 from .Observing import Observers, onSceneClose
-from .ResultToScene import findRuns, inputNodes
+from .ResultToScene import findRuns, inputFrames, inputNodes
 from .RunSegments import RunSegments
-from .SceneConversion import imageFromVolumeNode, localAffine
+from .SceneConversion import localAffine
 from .Steps import Steps, runToEnd
 from .Translation import _
 
@@ -57,8 +58,8 @@ class LesionTable:
 
     Args:
         segments: of the run.
-        inputs: {input key: volume node} whose means are wanted; those that the run remembers when
-            None.
+        inputs: {input key: volume node} whose means are wanted, of 4-D ones of the frame that is
+            shown; those that the run remembers, and their frames, when None.
 
     Attributes:
         tableNode: the run's table in the scene, kept in step; None when the user removed it.
@@ -78,7 +79,9 @@ class LesionTable:
 
     def _open(self, segments: RunSegments, inputs: Mapping[str, Any] | None) -> Steps[None]:
         self.segments = segments
-        self.inputs = dict(inputNodes(segments.segmentation) if inputs is None else inputs)
+        node = segments.segmentation
+        self.inputs = dict(inputNodes(node) if inputs is None else inputs)
+        self._frames = inputFrames(node) if inputs is None else {}
         self.tableNode = next(
             iter(findRuns(segments.scene).get(segments.run, {}).get("lesions", [])), None
         )
@@ -161,6 +164,15 @@ class LesionTable:
     def columns(self) -> list[str]:
         """Names of the columns; units stand in them."""
         return [*lesion_columns(list(self.inputs)), "place", "kept"]
+
+    def imageOf(self, node) -> Image:
+        """A volume, without a copy; of a 4-D input, the frame that was segmented.
+
+        Raises:
+            MedSegError: it cannot be read.
+        """
+        key = next((key for key, given in self.inputs.items() if given is node), "")
+        return imageOfFrame(node, self._frames.get(key), copy=False)
 
     # What the user does
 
@@ -290,16 +302,19 @@ class LesionTable:
     def _inputImages(self) -> dict[str, Image]:
         """The inputs where they stand; what was measured in others does not count any more."""
         for key, node in list(self.inputs.items()):
-            # A sequence has many images and none of its own.
-            gone = node is None or node.GetScene() is None or not node.IsA("vtkMRMLVolumeNode")
-            if gone or node.GetImageData() is None:
+            if node is None or node.GetScene() is None:
                 del self.inputs[key]
-        stamps = {key: _stampOf(node) for key, node in self.inputs.items()}
+        stamps = {key: _stampOf(n, self._frames.get(key)) for key, n in self.inputs.items()}
         if stamps != self._stamps:
-            self._images = {
-                key: imageFromVolumeNode(node, copy=False) for key, node in self.inputs.items()
-            }
-            self._stamps, self._middle = stamps, None
+            self._images = {}
+            for key, node in list(self.inputs.items()):
+                try:
+                    self._images[key] = self.imageOf(node)
+                except MedSegError:
+                    # The lesions and the other inputs are there all the same.
+                    del self.inputs[key]
+            self._stamps = {key: stamps[key] for key in self.inputs}
+            self._middle = None
             self._measured.clear()
         return self._images
 
@@ -347,13 +362,20 @@ class LesionTable:
             for row in cells:
                 text = array.IsA("vtkStringArray")
                 array.InsertNextValue(
-                    row[n] if text else int(row[n]) if name == "number" else float(row[n])
+                    row[n] if text else int(row[n]) if name == "number" else float(row[n] or "nan")
                 )
             table.AddColumn(array)
         node.SetAndObserveTable(table)
 
 
+def meanText(mean: float | None) -> str:
+    """The mean of an input as it is shown."""
+    return "\N{EN DASH}" if mean is None else f"{mean:.4g}"
+
+
 def _sortable(cell: str) -> tuple[float, str]:
+    if not cell:
+        return -np.inf, ""
     try:
         return float(cell), ""
     except ValueError:
@@ -371,25 +393,34 @@ def jumpViews(scene, ras: Sequence[float]) -> None:
         node.SetFocalPoint(*ras)
 
 
-def _stampOf(node) -> tuple:
+def _stampOf(node, frame: int | None) -> tuple:
     """Differs when the voxels do, or where they stand."""
-    transform = node.GetParentTransformNode()
+    source = nodeOfFrame(node, frame)
+    volume = source is not None and source.IsA("vtkMRMLVolumeNode")
+    if not volume or source.GetImageData() is None:
+        return (node.GetID(),)
+    # The voxels may lie in a sequence, which stands nowhere.
+    transform = node.GetParentTransformNode() if node.IsA("vtkMRMLVolumeNode") else None
     moved = transform.GetTransformToWorldMTime() if transform is not None else 0
-    return node.GetID(), node.GetImageData().GetMTime(), localAffine(node).tobytes(), moved
+    return node.GetID(), source.GetImageData().GetMTime(), localAffine(source).tobytes(), moved
 
 
-def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> Steps[float]:
-    """Mean of an image where `mask` [k, j, i] on `grid` is True; 0 counts beyond the image."""
-    total, slices = 0.0, max(1, VOXELS_A_STEP // mask[0].size)
+def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> Steps[float | None]:
+    """Mean of an image where `mask` [k, j, i] on `grid` is True, as far as the image reaches.
+
+    None where it reaches none of it.
+    """
+    total, count, slices = 0.0, 0, max(1, VOXELS_A_STEP // mask[0].size)
     for first in range(0, len(mask), slices):
         k = slice(first, min(first + slices, len(mask)))
         part = grid.crop((k, slice(0, mask.shape[1]), slice(0, mask.shape[2])))
-        total += _sumInside(image, part, mask[k])
+        values = _valuesInside(image, part, mask[k])
+        total, count = total + float(values.sum(dtype=np.float64)), count + values.size
         yield
-    return total / np.count_nonzero(mask)
+    return total / count if count else None
 
 
-def _sumInside(image: Image, grid: Grid, mask: np.ndarray) -> float:
+def _valuesInside(image: Image, grid: Grid, mask: np.ndarray) -> np.ndarray:
     # The part around the grid, and what smoothing for coarser voxels reaches.
     reach = np.ceil(2 * max(grid.spacing) / np.array(image.spacing)) + 2
     corners = np.column_stack([grid.corners(), np.ones(8)]) @ np.linalg.inv(image.affine).T
@@ -397,11 +428,12 @@ def _sumInside(image: Image, grid: Grid, mask: np.ndarray) -> float:
     high = np.ceil(corners.max(axis=0)[:3] + reach).astype(int) + 1
     high = np.minimum(high, image.shape[::-1])
     if (low >= high).any():
-        return 0.0
+        return np.zeros(0, np.float32)
     k, j, i = (slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1], strict=True))
     box = (k, j, i)
     around = Image(image.array[box], image.grid.crop(box).affine)
-    return float(resample(around, grid).array[mask].sum(dtype=np.float64))
+    values = resample(around, grid, outside=np.nan).array[mask]
+    return values[~np.isnan(values)]
 
 
 def tissueMiddle(grid: Grid, array: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

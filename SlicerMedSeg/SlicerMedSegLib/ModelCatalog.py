@@ -170,11 +170,13 @@ class ModelCatalog:
     def add(self, path: str | Path) -> CatalogEntry:
         """Copy a model folder, or unpack a .zip of one, into the user's folder.
 
+        Whether the weights fit the network is told when the worker loads it: that needs torch.
+
         Raises:
             ModelError: it is not sound or not safe.
             OutputError: a model of that id is there already, or it cannot be written.
         """
-        folder = self.store.add(path)
+        folder = self.store.add(path, deep=False)
         self.refresh()
         return self.entry(folder.path)
 

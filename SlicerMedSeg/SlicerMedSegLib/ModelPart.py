@@ -37,6 +37,7 @@ class ModelPart:
         self._openFolder = openFolder or _openFolder
         self._shown: list[CatalogEntry] = []
         self._entry: CatalogEntry | None = None
+        self._missing = ""
         self._connections: list[tuple[Any, str, Callable[..., None]]] = [
             (ui.searchEdit, "textChanged(QString)", self._filter),
             (ui.anatomyBox, "currentIndexChanged(int)", self._filter),
@@ -65,12 +66,25 @@ class ModelPart:
         """The models that can answer together with the chosen one."""
         return self._catalog.partners(self._entry) if self._entry is not None else []
 
+    @property
+    def missing(self) -> str:
+        """What is to be said of a model that was to be chosen and is not there, else ""."""
+        return self._missing
+
     def choose(self, path: str) -> None:
-        """Choose the model with that id or folder; none when there is no such model."""
+        """Choose the model with that id or folder; "" keeps what is chosen.
+
+        Where there is no such model, none is chosen and the user is told.
+        """
+        if not path:
+            self._choose(self._entry)
+            return
         try:
             entry = self._catalog.entry(path)
-        except MedSegError:
+        except MedSegError as error:
             self._choose(None)
+            self._missing = str(error)
+            self._say(self._missing)
             return
         if entry not in self._shown:
             self._clearFilters()
@@ -142,7 +156,7 @@ class ModelPart:
         if not self._shown:
             self._say(_("No model fits the search: clear it, or add a model."))
         else:
-            self._say("")
+            self._say(self._missing)
 
     def _filter(self, *_arguments) -> None:
         self._fillList()
@@ -167,6 +181,9 @@ class ModelPart:
     def _choose(self, entry: CatalogEntry | None) -> None:
         changed = entry != self._entry
         self._entry = entry
+        if self._missing:
+            self._missing = ""
+            self._say("")
         self._markRow()
         ui = self._ui
         ui.cardBrowser.setHtml(modelCardHtml(entry) if entry is not None else "")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from medsegcore.models import Label
 from .Colors import CLEAR_BELOW, labelColorNode, labelColors, overlayColorNode
 from .CorrelationStore import correlationSteps
 from .Lattice import boundingBox
-from .NodeNames import AXIS, CHECKSUM, INPUTS, KEY, KIND, ROLE, RUN, TITLE
+from .NodeNames import AXIS, CHECKSUM, INPUT_FRAMES, INPUTS, KEY, KIND, ROLE, RUN, TITLE
 from .SceneConversion import localAffine, orientedImage, parentToWorld
 from .SegmentRule import maskChecksum
 from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
@@ -335,7 +336,9 @@ class _Builder:
             elif name == "number":
                 _addColumn(node, vtk.vtkIntArray(), name, [int(v) for v in values])
             else:
-                _addColumn(node, vtk.vtkDoubleArray(), name, [float(v) for v in values])
+                # What has no mean is not a number.
+                numbers = [float(v or "nan") for v in values]
+                _addColumn(node, vtk.vtkDoubleArray(), name, numbers)
         return node
 
     def _provenance(self):
@@ -367,9 +370,17 @@ def checksum(labelmap: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(labelmap, dtype=np.uint8).tobytes()).hexdigest()
 
 
-def rememberInputs(segmentation, inputs: dict) -> None:
-    """Note which volumes a segmentation was made from; the scene's file keeps it."""
+def rememberInputs(
+    segmentation, inputs: Mapping[str, Any], frames: Mapping[str, int] | None = None
+) -> None:
+    """Note which volumes a segmentation was made from; the scene's file keeps it.
+
+    Args:
+        inputs: {input key: node}.
+        frames: {input key: frame that was segmented, from 0} of the 4-D ones.
+    """
     segmentation.SetAttribute(INPUTS, " ".join(inputs))
+    segmentation.SetAttribute(INPUT_FRAMES, json.dumps(dict(frames or {})))
     for key, node in inputs.items():
         segmentation.SetNodeReferenceID(f"{INPUTS}.{key}", node.GetID())
 
@@ -379,6 +390,11 @@ def inputNodes(segmentation) -> dict:
     keys = (segmentation.GetAttribute(INPUTS) or "").split()
     found = {key: segmentation.GetNodeReference(f"{INPUTS}.{key}") for key in keys}
     return {key: node for key, node in found.items() if node is not None}
+
+
+def inputFrames(segmentation) -> dict[str, int]:
+    """{input key: frame from 0} that `rememberInputs` noted."""
+    return json.loads(segmentation.GetAttribute(INPUT_FRAMES) or "{}")
 
 
 def findRuns(scene) -> dict[str, dict[str, list]]:

@@ -14,7 +14,7 @@ from medsegcore.models import ModelDescription, ModelStore
 from medsegcore.worker.client import Request
 from medsegcore.worker.protocol import RunOptions
 
-from .InputFrames import imageOfFrame
+from .InputFrames import framesOf, imageOfFrame
 from .ResultToScene import ResultNodes, rememberInputs, resultSteps
 from .Running import WarmWorker
 from .Steps import EventLoopSteps, Steps, copyInSteps, runToEnd
@@ -79,6 +79,7 @@ class Segmentation:
             options = replace(options, region=region.as_dict())
         self._title = title or itsTitle
         self._inputs = {key: node for key, node in inputNodes.items() if node is not None}
+        self._frames: dict[str, int] = {}
         self.request: Request | None = None
         self._live = live
         self._steps: EventLoopSteps | None = None
@@ -106,7 +107,12 @@ class Segmentation:
         images = {}
         for key, node in nodes.items():
             self._checkPresent(node)
-            image = imageOfFrame(node, frames.get(key), copy=False)
+            found = framesOf(node)
+            frame = frames.get(key)
+            if found is not None:
+                frame = found.selected if frame is None else frame
+                self._frames[key] = frame
+            image = imageOfFrame(node, frame, copy=False)
             array = np.empty_like(image.array)
             yield from copyInSteps(array, image.array)
             images[key] = image.with_array(array)
@@ -144,7 +150,8 @@ class Segmentation:
             adding.close()
         assert self.nodes is not None
         there = {k: n for k, n in self._inputs.items() if self._scene.IsNodePresent(n)}
-        rememberInputs(self.nodes.segmentation, there)
+        frames = {key: frame for key, frame in self._frames.items() if key in there}
+        rememberInputs(self.nodes.segmentation, there, frames)
 
     def _end(self, error: Exception | None) -> None:
         self._steps = None

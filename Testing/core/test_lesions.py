@@ -40,6 +40,19 @@ def test_two_lesions_by_hand():
     assert kept[1, 1, 1] == 0
 
 
+def test_means_are_of_the_voxels_that_an_image_has():
+    labelmap = np.zeros((4, 4, 8), np.uint8)
+    labelmap[1, 1, 2:6] = labelmap[3, 3, 7] = 1
+    adc = np.arange(128, dtype=np.float32).reshape(4, 4, 8)
+    adc[:, :, 4:] = np.nan
+    _, (half, beyond) = find_lesions(
+        labelmap, Grid(labelmap.shape, np.eye(4)), [LESION], {"lesion": labelmap.astype(float)},
+        {"adc": adc, "t2w": np.full_like(adc, 7)},
+    )  # fmt: skip
+    assert half.inputs == {"adc": pytest.approx(adc[1, 1, 2:4].mean()), "t2w": 7}
+    assert beyond.inputs == {"adc": None, "t2w": 7}
+
+
 def test_of_a_label_in_one_piece_the_largest_component_stays():
     labelmap = np.zeros((6, 6, 6), np.uint8)
     labelmap[1, 1, 1] = labelmap[5, :, 5] = 1

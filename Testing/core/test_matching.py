@@ -256,6 +256,22 @@ def test_volumes_of_two_studies_are_never_mixed(ms):
     assert all(match.ambiguous for match in twice.values())
 
 
+def test_what_is_taken_stays_and_the_rest_goes_with_it(ms):
+    names = ("T1", "T2 old", "T2", "FLAIR")
+    volumes = [VolumeFacts(name) for name in names]
+    found = match_inputs(ms, volumes, {"t2": 1})
+    assert [found[key].index for key in ("t1", "t2", "flair")] == [0, 1, 3]
+    assert found["t2"].ambiguous
+    # Also what does not look like it, and it is used for nothing else.
+    found = match_inputs(ms, volumes, {"flair": 2})
+    assert [found[key].index for key in ("t1", "t2", "flair")] == [0, 1, 2]
+    # A volume of another study is not mixed in.
+    one = [VolumeFacts("a", d, "MR", study="1") for d in ("t1_mprage", "t2_tse")]
+    two = [VolumeFacts("b", d, "MR", study="2") for d in ("t1_mprage", "t2_tse", "t2_flair")]
+    found = match_inputs(ms, [*one, *two], {"t1": 0})
+    assert [found[key].index for key in ("t1", "t2", "flair")] == [0, 1, None]
+
+
 def at(x: float) -> Grid:
     affine = np.eye(4)
     affine[0, 3] = x

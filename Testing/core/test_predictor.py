@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from medsegcore.errors import (
     CancelledError,
@@ -99,6 +100,30 @@ def test_without_the_optional_input_the_answer_stays_useful(predictor, ms_images
     result = predictor.predict({k: ms_images[k] for k in ("t1", "flair")}, attention=False)
     assert result.provenance["missing_inputs"] == ["t2"]
     assert dice(result.labelmap > 0, ms_reference.array) > 0.55
+
+
+def test_of_an_input_that_ends_in_a_lesion_the_mean_is_that_of_what_is_there(
+    predictor, ms_images, ms_result
+):
+    r, a, s = ms_result.lesions[0].center_ras
+    t2 = ms_images["t2"]
+    # The plane through the middle of the largest lesion, all above of it is gone.
+    top = int(np.linalg.solve(t2.affine, (r, a, s, 1))[2])
+    t2 = Image(t2.array[:top], t2.affine)
+    result = predictor.predict({**ms_images, "t2": t2}, attention=False)
+    components, count = ndimage.label(result.labelmap, np.ones((3, 3, 3)))
+    expected = []
+    for n in range(1, count + 1):
+        inside = t2.array[components[:top] == n]
+        expected.append((int((components == n).sum()), inside.mean() if inside.size else -1))
+    means = [x.inputs["t2"] for x in result.lesions]
+    assert None in means
+    voxels = [round(x.volume_ml / result.grid.voxel_volume_ml) for x in result.lesions]
+    found = [(n, -1 if m is None else m) for n, m in zip(voxels, means, strict=True)]
+    assert sorted(found) == [(n, pytest.approx(m)) for n, m in sorted(expected)]
+    name = result.labels[0].name
+    again = result.relabel({name: result.settings["thresholds"][name]}, inputs={"t2": t2})
+    assert [x.inputs["t2"] for x in again.lesions] == means
 
 
 @pytest.mark.slow

@@ -10,7 +10,9 @@ import pytest
 import SimpleITK as sitk
 
 from medsegcore.errors import OutputError, SettingError, UnreadableImageError
+from medsegcore.imaging import Image
 from medsegcore.inference import Result
+from medsegcore.worker.protocol import decode_result, encode_result, line
 
 
 def test_everything_survives_saving_and_loading(ms_result, tmp_path):
@@ -81,6 +83,31 @@ def test_the_table_has_units_and_one_row_per_lesion(ms_result, tmp_path):
     assert len(rows) == len(ms_result.lesions) > 5
     assert float(rows[0]["volume_ml"]) == pytest.approx(ms_result.lesions[0].volume_ml, abs=1e-4)
     assert {"longest_diameter_mm", "center_r_mm", "mean_flair"} <= set(rows[0])
+
+
+def test_a_mean_that_there_is_not_survives_files_and_the_workers_stream(
+    ms_result, ms_images, tmp_path
+):
+    flair = ms_images["flair"]
+    box = (slice(0, 4), slice(0, 4), slice(0, 4))
+    corner = Image(flair.array[box], flair.grid.crop(box).affine)
+    result = ms_result.relabel({}, inputs={"flair": flair, "t1": corner})
+    assert {lesion.inputs["t1"] for lesion in result.lesions} == {None}
+    result.save(tmp_path / "r")
+    assert Result.load(tmp_path / "r").lesions == result.lesions
+    with (tmp_path / "r" / "lesions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["mean_t1"] for row in rows} == {""}
+    assert all(float(row["mean_flair"]) > 0 for row in rows)
+    arrays: list[np.ndarray] = []
+
+    def put(array):
+        arrays.append(array)
+        return len(arrays) - 1
+
+    sent = line(encode_result(result, put))
+    message = json.loads(sent, parse_constant=pytest.fail)
+    assert decode_result(message, arrays.__getitem__).lesions == result.lesions
 
 
 def test_a_higher_threshold_shrinks_the_answer_and_nothing_else(ms_result, ms_images):

@@ -94,6 +94,37 @@ def test_what_the_user_chose_is_never_overridden(host, panel, part, addSample, f
     assert names(part) == {"t1": "MS T1", "t2": "MS T2", "flair": "FLAIR"}
 
 
+def test_volumes_that_are_loaded_one_after_the_other_find_their_rows(host, part, addSample):
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    looked(host, part)
+    assert why(part, "t1") == "There is no volume in the scene: load one."
+    addSample(CROP, ["t1"])
+    host.waitUntil(lambda: names(part) == {"t1": "MS T1"})
+    looked(host, part)
+    assert why(part, "t2") == "None of the 1 volumes looks like it: please choose."
+    # Emptied by hand a row stays empty, whatever comes.
+    host.choose(selector(part, "t1"), "Choose a volume")
+    first = addSample(CROP, ["flair"])["flair"]
+    host.waitUntil(lambda: names(part) == {"flair": "MS FLAIR"})
+    looked(host, part)
+    assert why(part, "t2") == "None of the 2 volumes looks like it: please choose."
+    host.choose(selector(part, "t1"), "MS T1")
+    addSample(CROP, ["t2"])
+    host.waitUntil(lambda: names(part) == MATCHED)
+    looked(host, part)
+    assert why(part, "t2").startswith("The volume's name says 't2'.")
+    # A second one takes no place, and is told of.
+    assert "please check" not in why(part, "flair")
+    image = Image(slicer.util.arrayFromVolume(first).copy(), np.eye(4))
+    volumeNodeFromImage(image, "FLAIR again", slicer.mrmlScene)
+    host.waitUntil(lambda: "'FLAIR again' fits nearly as well" in why(part, "flair"))
+    assert names(part) == MATCHED
+    assert part.inputNodes()["flair"] is first
+    slicer.mrmlScene.RemoveNode(first)
+    host.waitUntil(lambda: names(part) == {**MATCHED, "flair": "FLAIR again"})
+
+
 def offered(part, key):
     box = selector(part, key)
     return {box.nodeFromIndex(n).GetName() for n in range(box.nodeCount())}
@@ -266,6 +297,64 @@ def test_a_frame_of_a_four_dimensional_input_is_chosen_and_saved_with_the_scene(
     assert not box.visible
     assert part.frames() == {}
     assert part.inputNodes()["t2"].GetName() == "MS T2"
+
+
+def test_a_scene_whose_model_is_not_installed_keeps_its_choice_until_the_user_makes_another(
+    host, panel, part, addSample, ms_visits, make_sequence, shipped_model, tmp_path
+):
+    from medsegcore.models.store import user_folder
+
+    away = tmp_path / "away" / "mine"
+    shutil.copytree(shipped_model.path, away)
+    text = (away / "model.json").read_text(encoding="utf-8").replace(f'"{MODEL}"', '"mine"')
+    (away / "model.json").write_text(text, encoding="utf-8")
+    mine = shutil.copytree(away, user_folder() / "mine")
+    panel.modelPart.refresh()
+    panel.modelPart.choose("mine")
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Visits")
+    proxy = make_sequence(host.core, browser, "visits", [visit["t2"] for visit in ms_visits])
+    proxy.SetName("T2 of both visits")
+    addSample(CROP, ["t1", "flair"])
+    host.choose(selector(part, "t2"), "T2 of both visits")
+    looked(host, part)
+    host.choose(part._rows["t2"].frameBox, "2 of 2 (visit = 3)")
+    looked(host, part)
+    host.core.saveScene(tmp_path / "scene.mrb")
+
+    def remembered():
+        node = panel._parameterNode
+        chosen = node.parameterNode.GetNodeReference("MedSeg.Input.t2")
+        return node.model, node.frames, chosen.GetName() if chosen else None
+
+    expected = remembered()
+    assert expected == ("mine", '{"t2": 1}', "T2 of both visits")
+    slicer.mrmlScene.Clear()
+    shutil.rmtree(mine)
+    panel.exit()
+    panel.enter()
+    for _ in range(2):
+        # Also when it was saved without the model.
+        host.core.loadScene(tmp_path / "scene.mrb")
+        host.wait(300)
+        message = panel.modelPart._ui.modelMessageLabel
+        assert message.text.startswith("There is no model 'mine' any more.")
+        assert "add it again" in message.text
+        assert message.visible
+        assert "no model 'mine' any more" in panel.runPart._ui.segmentButton.toolTip
+        assert remembered() == expected
+        host.core.saveScene(tmp_path / "scene.mrb")
+        slicer.mrmlScene.Clear()
+        host.wait(0)
+        assert not message.visible
+    host.core.loadScene(tmp_path / "scene.mrb")
+    host.dialogs.expect("Add a model folder", str(away))
+    host.click(panel.modelPart._ui.addFolderButton)
+    host.waitUntil(lambda: len(names(part)) == 3)
+    looked(host, part)
+    assert (names(part)["t2"], part.frames()) == ("T2 of both visits", {"t2": 1})
+    assert remembered() == expected
+    panel.modelPart.choose(MODEL)
+    assert remembered()[0] == MODEL
 
 
 def test_a_box_around_the_reference_is_made_and_pulled_smaller(host, panel, part, addSample):

@@ -1,6 +1,7 @@
 """The user finds, reads, adds and deletes models by hand."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,30 @@ def test_a_folder_and_a_zip_are_added_opened_and_deleted_after_asking(
     assert not opened[0].exists()
     assert "My model" not in titles(ui)
     assert panel.modelPart.entry is None
+
+
+def test_models_are_added_where_slicers_own_python_has_no_torch(
+    host, panel, ui, shipped_model, tmp_path, monkeypatch
+):
+    folder = renamed(shipped_model, tmp_path / "mine", "my-model", "My model")
+    other = ModelFolder.read(renamed(shipped_model, tmp_path / "two", "zip-model", "Zipped"))
+    pack(other, tmp_path / "zipped.zip")
+    changed = renamed(shipped_model, tmp_path / "three", "changed", "Changed")
+    weights = bytearray((changed / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(bytes(weights))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    host.dialogs.expect("Add a model folder", str(folder))
+    host.click(ui.addFolderButton)
+    assert panel.modelPart.entry.title == "My model"
+    host.dialogs.expect("Add a model", str(tmp_path / "zipped.zip"))
+    host.click(ui.addZipButton)
+    assert panel.modelPart.entry.title == "Zipped"
+    # What needs no torch is checked here, before the first run.
+    host.dialogs.expect("Add a model folder", str(changed))
+    host.click(ui.addFolderButton)
+    assert "SHA-256" in ui.modelMessageLabel.text
+    assert "Changed" not in titles(ui)
 
 
 def test_a_folder_and_a_zip_are_added_by_dropping_them_and_other_files_are_not_taken(

@@ -177,6 +177,27 @@ def test_lesions_are_sorted_by_the_titles(host, panel):
     assert [float(v) for v in column(panel, "Volume [ml]")] != sorted(volumes)
 
 
+def test_a_mean_of_an_input_that_does_not_reach_a_lesion_is_a_dash(
+    host, panel, nodes, flair, ms_images
+):
+    from medsegcore.imaging import Image
+    from SlicerMedSegLib.ResultToScene import rememberInputs
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    t1 = Image(ms_images["t1"].array[:64], ms_images["t1"].affine)
+    node = volumeNodeFromImage(t1, "T1", host.core.scene)
+    rememberInputs(nodes.segmentation, {"flair": flair, "t1": node})
+    panel.results.setRun(None)
+    panel.show("run")
+    settle(host)
+    clickTitle(host, panel, "Mean T1")
+    shown = column(panel, "Mean T1")
+    numbers = [float(text) for text in shown if text != "\N{EN DASH}"]
+    assert 0 < len(numbers) < len(shown)
+    assert min(numbers) > 0
+    assert shown[len(numbers) :] == ["\N{EN DASH}"] * (len(shown) - len(numbers))
+
+
 def test_small_and_improbable_lesions_are_hidden_not_dropped(host, panel, nodes, flair):
     before, count = voxels(nodes, flair), panel.resultsUi.lesionTable.rowCount
     host.type(panel.resultsUi.minVolumeSpinBox, "0.1")

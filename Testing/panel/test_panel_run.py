@@ -13,7 +13,9 @@ import psutil
 import pytest
 import slicer
 
+from medsegcore.imaging import resample
 from SlicerMedSegLib.ResultToScene import findRuns
+from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
 
 MODULE = Path(__file__).resolve().parents[2] / "SlicerMedSeg" / "SlicerMedSeg.py"
 MODEL = "ms-lesion-rsanet"
@@ -265,6 +267,33 @@ def test_all_frames_are_segmented_one_after_the_other_and_play_with_the_images(
     host.choose(panel.resultsPart.ui.runSelector, second)
     assert browser.GetSelectedItemNumber() == 1
     assert [display.GetVisibility() for display in segmentations] == [0, 1]
+
+
+def test_a_frame_of_a_volume_with_several_values_per_voxel_has_results(host, panel, ms_visits):
+    visit = ms_visits[0]
+    nodes = {key: volumeNodeFromImage(visit[key], key, slicer.mrmlScene) for key in ("t1", "flair")}
+    several = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "T2 4-D")
+    # The second one is brighter, and normalised as the first.
+    t2 = visit["t2"].with_array(visit["t2"].array * np.float32(10))
+    slicer.util.updateVolumeFromArray(several, np.stack([t2.array / 10, t2.array], axis=-1))
+    several.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(t2.affine))
+    ui = ready(host, panel)
+    host.choose(panel.inputsPart._rows["t2"].selector, "T2 4-D")
+    host.waitUntil(lambda: panel.inputsPart.findings is not None)
+    host.choose(panel.inputsPart._rows["t2"].frameBox, "2 of 2")
+    host.waitUntil(lambda: ui.segmentButton.enabled)
+    host.click(ui.segmentButton)
+    done(host, panel)
+    assert ui.runMessageLabel.text == "Done."
+    results = panel.resultsPart
+    host.waitUntil(lambda: not results.busy)
+    rows = results._table.rows()
+    assert results.ui.lesionTable.rowCount == len(rows) > 0
+    image = resample(t2, results._segments.worldGrid)
+    for row in rows:
+        expected = image.array.reshape(-1)[row.voxels].mean()
+        assert row.lesion.inputs["t2"] == pytest.approx(expected, rel=1e-5)
+    assert results._table.inputs == {**nodes, "t2": several}
 
 
 def test_a_script_segments_all_frames(host, panel, ms_visits, make_sequence):

@@ -8,12 +8,15 @@ import pytest
 import slicer
 
 from medsegcore.errors import CancelledError, SettingError
+from medsegcore.imaging import resample
 from SlicerMedSegLib.FrameRuns import FramePlayer
 from SlicerMedSegLib.InputChecks import InputChecks
 from SlicerMedSegLib.InputFrames import ALL_FRAMES, frameSets
+from SlicerMedSegLib.LesionTable import LesionTable
 from SlicerMedSegLib.NodeNames import FRAME
 from SlicerMedSegLib.ResultToScene import findRuns
 from SlicerMedSegLib.Running import endWorker, warmWorker
+from SlicerMedSegLib.RunSegments import RunSegments
 from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
 from SlicerMedSegLib.Segmenting import Segmentation
 from SlicerMedSegLib.SegmentingFrames import SegmentationSeries, segmentNodes, startSegmentation
@@ -92,6 +95,14 @@ def test_every_frame_gets_the_answer_that_its_volumes_get_alone(core, nodes, ms_
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(core.scene)
     folder = hierarchy.GetItemByName("MS lesions from T1, T2 and FLAIR (RSANet), all frames")
     assert hierarchy.GetNumberOfItemChildren(folder) == 2
+    # Whatever is shown now, the means are those of the frame that was segmented.
+    for n, title in enumerate(titles):
+        table = LesionTable(RunSegments(core.scene, title))
+        for row in table.rows():
+            for key, of_visit in (("flair", ms_visits[n]), ("t2", ms_visits[0])):
+                image = resample(of_visit[key], table.segments.worldGrid)
+                inside = image.array.reshape(-1)[row.voxels]
+                assert row.lesion.inputs[key] == pytest.approx(inside.mean(), rel=1e-5)
     second = {
         key: volumeNodeFromImage(ms_visits[1][key], key, core.scene) for key in ("flair", "t1")
     }

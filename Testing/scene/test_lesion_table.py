@@ -10,7 +10,9 @@ import slicer
 import vtk
 
 from medsegcore.errors import OutputError, SettingError
+from medsegcore.imaging import Image, resample
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
+from SlicerMedSegLib.ExplainSheet import explainSheet
 from SlicerMedSegLib.LesionTable import LesionTable
 from SlicerMedSegLib.LiveThreshold import LiveThreshold
 from SlicerMedSegLib.ResultToScene import addResultToScene, rememberInputs
@@ -215,6 +217,84 @@ def test_text_and_csv_hold_what_is_shown(table, tmp_path):
     assert lines[-1] == [f"{len(table.rows())} lesions kept", f"{table.totals()[1]:.3f} ml"]
     with pytest.raises(OutputError):
         table.saveCsv(tmp_path / "absent" / "lesions.csv")
+
+
+def test_of_an_input_that_ends_in_a_lesion_the_mean_is_that_of_what_is_there(
+    core, nodes, flair, ms_images, tmp_path
+):
+    t1 = ms_images["t1"]
+    whole = LesionTable(RunSegments(core.scene, "run"))
+    grid, largest = whole.segments.worldGrid, whole.rows()[0]
+    k = np.unravel_index(largest.voxels, grid.shape)[0]
+    top = int(np.median(k))
+    cut = volumeNodeFromImage(Image(t1.array[:top], t1.affine), "T1 cut", core.scene)
+    table = LesionTable(whole.segments, {"flair": flair, "t1": cut})
+    (half,) = [r for r in table.rows() if np.array_equal(r.voxels, largest.voxels)]
+    expected = resample(t1, grid).array.reshape(-1)[largest.voxels[k < top]].mean()
+    assert half.lesion.inputs["t1"] == pytest.approx(expected, rel=1e-5)
+    beyond = [r for r in table.rows() if r.lesion.inputs["t1"] is None]
+    assert 0 < len(beyond) < len(table.rows())
+    # They come last, and nowhere are they 0.
+    assert table.rows("mean_t1")[-len(beyond) :] == beyond
+    table.saveCsv(tmp_path / "lesions.csv", beyond)
+    with (tmp_path / "lesions.csv").open(newline="", encoding="utf-8") as file:
+        assert {line["mean_t1"] for line in csv.DictReader(file)} == {""}
+    column = nodes.lesions.GetTable().GetColumnByName("mean_t1")
+    numbers = [column.GetValue(n) for n in range(column.GetNumberOfValues())]
+    assert np.count_nonzero(np.isnan(numbers)) == len(beyond)
+    assert np.nanmin(numbers) > 0
+    assert explainSheet(table, flair, tmp_path / "sheet.png", rows=beyond[:1]).is_file()
+
+
+def severalValues(core, image, count, kind=np.float32):
+    """A volume with so many values per voxel: the image's, 1 more, 2 more, ..."""
+    node = core.scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "4-D")
+    values = np.stack([image.array + n for n in range(count)], axis=-1).astype(kind)
+    slicer.util.updateVolumeFromArray(node, values)
+    node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(image.affine))
+    return node
+
+
+def test_means_are_of_the_frame_that_was_segmented(
+    core, nodes, table, ms_images, make_sequence, tmp_path
+):
+    def means(opened, key):
+        return [row.lesion.inputs[key] for row in opened.rows()]
+
+    flair, t1 = ms_images["flair"], ms_images["t1"]
+    expected = np.array(means(table, "flair"))
+    browser = core.scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "visits")
+    later = flair.with_array(flair.array + 1000)
+    inputs = {
+        "flair": make_sequence(core, browser, "FLAIR", [flair, later]),
+        "t1": severalValues(core, t1, 3),
+        "photo": severalValues(core, flair, 3, np.uint8),
+    }
+    browser.SetSelectedItemNumber(0)
+    rememberInputs(nodes.segmentation, inputs, {"flair": 1, "t1": 2})
+    frames = LesionTable(RunSegments(core.scene, "run"))
+    assert means(frames, "flair") == pytest.approx(expected + 1000)
+    assert means(frames, "t1") == pytest.approx(np.array(means(table, "t1")) + 2, rel=1e-5)
+    # What cannot be read takes its own column along, and nothing else.
+    assert list(frames.inputs) == ["flair", "t1"]
+    browser.SetSelectedItemNumber(1)
+    frames.update()
+    assert means(frames, "flair") == pytest.approx(expected + 1000)
+    # What is changed in the frame itself counts.
+    browser.SetSelectedItemNumber(0)
+    sequence = browser.GetSequenceNode(inputs["flair"])
+    slicer.util.updateVolumeFromArray(sequence.GetNthDataNode(1), flair.array + 500)
+    frames.update()
+    assert means(frames, "flair") == pytest.approx(expected + 500)
+    for node in frames.inputs.values():
+        assert explainSheet(frames, node, tmp_path / "sheet.png").is_file()
+    assert frames.imageOf(inputs["flair"]).array.max() == flair.array.max() + 500
+    core.saveScene(tmp_path / "scene.mrb")
+    with EmbeddedCore() as other:
+        other.loadScene(tmp_path / "scene.mrb")
+        again = LesionTable(RunSegments(other.scene, "run"))
+        assert means(again, "flair") == pytest.approx(expected + 500, rel=1e-5)
+        assert means(again, "t1") == pytest.approx(means(frames, "t1"), rel=1e-4)
 
 
 def test_the_place_is_said_in_the_patients_sides(table, ms_case_dir):

@@ -128,4 +128,4 @@ def test_the_mean_inside_a_lesion_is_that_of_the_whole_volume_resampled(ms_image
         mean = runToEnd(meanInside(flair, thick.crop(box), mask))
         assert mean == pytest.approx(whole[box][mask].mean(), rel=1e-4)
     away = Grid((2, 2, 2), np.diag([1.0, 1, 1, 1]) + 900 * np.outer([1, 1, 1, 0], [0, 0, 0, 1]))
-    assert runToEnd(meanInside(flair, away, np.ones((2, 2, 2), bool))) == 0
+    assert runToEnd(meanInside(flair, away, np.ones((2, 2, 2), bool))) is None

@@ -59,7 +59,8 @@ def show_lesions(console: Console, result: Result, most: int = 12) -> None:
             str(lesion.number), lesion.label, f"{lesion.volume_ml:.2f}",
             f"{lesion.longest_diameter_mm:.1f}", f"{lesion.mean_probability:.2f}",
             f"{lesion.max_probability:.2f}", "({:.0f}, {:.0f}, {:.0f})".format(*lesion.center_ras),
-            *[f"{lesion.inputs[key]:.0f}" for key in keys],
+            *["\N{EN DASH}" if mean is None else f"{mean:.0f}"
+              for mean in map(lesion.inputs.get, keys)],
         ]
         for lesion in result.lesions[:most]
     ]  # fmt: skip

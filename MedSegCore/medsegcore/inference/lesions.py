@@ -21,7 +21,8 @@ class Lesion:
         longest_diameter_mm: largest distance between two points of its voxels, corners counted.
         mean_probability, max_probability: of its voxels, 0..1.
         center_ras: centre of mass of its voxels in mm.
-        inputs: mean of each input image inside, in the image's own units.
+        inputs: mean of each input image over its voxels inside, in the image's own units; None
+            where the image does not reach.
     """
 
     number: int
@@ -31,7 +32,7 @@ class Lesion:
     mean_probability: float
     max_probability: float
     center_ras: tuple[float, float, float]
-    inputs: dict[str, float]
+    inputs: dict[str, float | None]
 
 
 def label_voxels(
@@ -67,7 +68,8 @@ def find_lesions(
     Args:
         labelmap: uint8 [k, j, i] on `grid`.
         probabilities: float32 [k, j, i] by label name, 0..1.
-        inputs: float32 [k, j, i] on the same grid by input key.
+        inputs: float32 [k, j, i] on the same grid by input key, NaN where an image does not
+            reach.
         min_lesion_ml: in ml.
     """
     from scipy import ndimage
@@ -95,7 +97,7 @@ def find_lesions(
                     mean_probability=float(inside.mean()),
                     max_probability=float(inside.max()),
                     center_ras=(float(center[0]), float(center[1]), float(center[2])),
-                    inputs={key: float(array[box][mask].mean()) for key, array in inputs.items()},
+                    inputs={key: _mean(array[box][mask]) for key, array in inputs.items()},
                 )
             )
     found.sort(key=lambda lesion: -lesion.volume_ml)
@@ -103,6 +105,11 @@ def find_lesions(
         Lesion(**{**vars(lesion), "number": number}) for number, lesion in enumerate(found, 1)
     ]
     return kept, numbered
+
+
+def _mean(values: np.ndarray) -> float | None:
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else None
 
 
 def longest_diameter_mm(kji: Sequence[np.ndarray], grid: Grid) -> float:

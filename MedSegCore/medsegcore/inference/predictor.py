@@ -174,7 +174,8 @@ class Predictor:
             maps.append(entropy_map(restored))
         clock.begin("measure", 1)
         inputs = {
-            key: resample(image, prepared.reference).array for key, image in prepared.raw.items()
+            key: resample(image, prepared.reference, outside=np.nan).array
+            for key, image in prepared.raw.items()
         }
         labelmap, lesions = find_lesions(
             label_voxels(self.description.labels, restored, cut),

@@ -79,7 +79,10 @@ class Result:
             raise SettingError(
                 f"The smallest lesion volume is {min_lesion_ml} ml.", "Give 0 ml or more."
             )
-        arrays = {key: resample(image, self.grid).array for key, image in (inputs or {}).items()}
+        arrays = {
+            key: resample(image, self.grid, outside=np.nan).array
+            for key, image in (inputs or {}).items()
+        }
         labelmap, lesions = find_lesions(
             label_voxels(self.labels, self.probabilities, cut),
             self.grid, self.labels, self.probabilities, arrays, min_lesion_ml,
@@ -289,7 +292,8 @@ def lesion_columns(keys: list[str]) -> list[str]:
 
 
 def lesion_row(lesion: Lesion, keys: list[str]) -> list[str]:
-    """One row of the lesion table."""
+    """One row of the lesion table; the cell of a mean that there is not is empty."""
+    means = [lesion.inputs[key] for key in keys]
     return [
         str(lesion.number),
         lesion.label,
@@ -298,7 +302,7 @@ def lesion_row(lesion: Lesion, keys: list[str]) -> list[str]:
         f"{lesion.mean_probability:.4f}",
         f"{lesion.max_probability:.4f}",
         *[f"{c:.2f}" for c in lesion.center_ras],
-        *[f"{lesion.inputs[key]:.4g}" for key in keys],
+        *["" if mean is None else f"{mean:.4g}" for mean in means],
     ]
 
 

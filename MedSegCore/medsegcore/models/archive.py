@@ -44,8 +44,11 @@ def pack(folder: ModelFolder, zip_path: str | Path) -> Path:
     return zip_path
 
 
-def unpack(zip_path: str | Path, into: str | Path) -> ModelFolder:
+def unpack(zip_path: str | Path, into: str | Path, deep: bool = True) -> ModelFolder:
     """Unpack a model .zip to `into`/<its id>, checked before it appears there.
+
+    Args:
+        deep: as `ModelFolder.verify`.
 
     Raises:
         ModelArchiveError: no .zip, damaged, or unsafe (paths outside, links, unknown files,
@@ -71,7 +74,7 @@ def unpack(zip_path: str | Path, into: str | Path) -> ModelFolder:
                         "Copy the .zip again from its source.",
                     ) from error
             model = ModelFolder.read(temporary)
-            model.verify()
+            model.verify(deep)
             target = into / model.description.id
             with new_folder(target) as folder:
                 for name in members:

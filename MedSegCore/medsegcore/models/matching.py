@@ -1,7 +1,7 @@
 """Which of a patient's images is which input of a model: scored, explained, never twice."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -127,16 +127,29 @@ def score_input(spec: InputSpec, facts: VolumeFacts, plane: str = "") -> Score:
     return _weighed(found, facts, wanted, timing, plane)
 
 
-def match_inputs(description: ModelDescription, volumes: Sequence[VolumeFacts]) -> dict[str, Match]:
+def match_inputs(
+    description: ModelDescription,
+    volumes: Sequence[VolumeFacts],
+    taken: Mapping[str, int] | None = None,
+) -> dict[str, Match]:
     """The best assignment of volumes to inputs over all; each volume is used once at most.
 
     Inputs for which nothing fits get None, and all but one where the model takes one. Volumes of
     different studies, or that lie elsewhere than the reference, are not mixed.
+
+    Args:
+        taken: {input key: index of the volume} that stays, whether it fits or not; for models
+            that take several inputs.
     """
+    rows = {spec.key: row for row, spec in enumerate(description.inputs)}
+    fixed = {rows[key]: n for key, n in (taken or {}).items()}
     plane = _wanted_plane(description)
     scores = [[score_input(spec, v, plane) for v in volumes] for spec in description.inputs]
-    options = _single(scores) if description.one_of else _options(description, scores, volumes)
-    assigned = options[0][1] if options else {}
+    if description.one_of:
+        options = _single(scores)
+    else:
+        options = _options(description, scores, volumes, fixed)
+    assigned = (options[0][1] if options else {}) | fixed
     rivals = [found for total, found in options[1:] if total >= options[0][0] - NEAR]
     used = set(assigned.values())
     matches = {}
@@ -156,16 +169,26 @@ def match_inputs(description: ModelDescription, volumes: Sequence[VolumeFacts]) 
 
 
 def _options(
-    description: ModelDescription, scores: list[list[Score]], volumes: Sequence[VolumeFacts]
+    description: ModelDescription,
+    scores: list[list[Score]],
+    volumes: Sequence[VolumeFacts],
+    fixed: Mapping[int, int],
 ) -> list[tuple[float, dict[int, int]]]:
     """Assignments with the sums of their scores, best first.
 
     One for each volume that can be the reference and each study; without a reference, one for
-    each study. Of equal ones the one that came first.
+    each study. Of equal ones the one that came first. `fixed` is in all of them.
     """
     row = next(n for n, s in enumerate(description.inputs) if s.key == description.reference)
-    anchors: list[int | None] = [n for n, s in enumerate(scores[row]) if s.value >= MINIMUM]
-    studies = sorted({v.study for v in volumes if v.study}) or [""]
+    known = {volumes[n].study for n in fixed.values()} - {""} or {v.study for v in volumes} - {""}
+    studies = sorted(known) or [""]
+    anchors: list[int | None] = [
+        n
+        for n, s in enumerate(scores[row])
+        if s.value >= MINIMUM and n not in fixed.values() and volumes[n].study in ("", *studies)
+    ]
+    if row in fixed:
+        anchors = [fixed[row]]
     options = []
     for anchor in anchors or [None]:
         places = [_shared(volumes, anchor, n) for n in range(len(volumes))]
@@ -173,11 +196,12 @@ def _options(
             allowed = [
                 n
                 for n, v in enumerate(volumes)
-                if v.study in ("", study) and places[n] >= LEAST_OVERLAP
+                if n in fixed.values() or (v.study in ("", study) and places[n] >= LEAST_OVERLAP)
             ]
             if anchor is not None and anchor not in allowed:
                 continue
-            options.append(_assign(description, scores, allowed, places, (row, anchor)))
+            wanted = dict(fixed) if anchor is None else {**fixed, row: anchor}
+            options.append(_assign(description, scores, allowed, places, wanted))
     return sorted((o for o in options if o[1]), key=lambda option: -option[0])
 
 
@@ -205,9 +229,9 @@ def _assign(
     scores: list[list[Score]],
     allowed: list[int],
     places: list[float],
-    fixed: tuple[int, int | None],
+    fixed: Mapping[int, int],
 ) -> tuple[float, dict[int, int]]:
-    """The greatest sum of scores, and its {row of the input: volume}; `fixed` is one of them."""
+    """The greatest sum of scores, and its {row of the input: volume}; `fixed` are among them."""
     from scipy.optimize import linear_sum_assignment
 
     if not allowed:
@@ -217,9 +241,8 @@ def _assign(
     # Where both want the same volume, the input that cannot be missed gets it.
     weight = np.array([1.25 if spec.required else 1.0 for spec in description.inputs])
     gain = values * weight[:, None] + (values > 0) * PLACE_BONUS * np.array(places)[allowed]
-    row, anchor = fixed
-    if anchor is not None:
-        gain[row, allowed.index(anchor)] = 10.0 * len(scores)
+    for row, n in fixed.items():
+        gain[row, allowed.index(n)] = 10.0 * len(scores)
     rows, columns = linear_sum_assignment(gain, maximize=True)
     pairs = [(r, c) for r, c in zip(rows, columns, strict=True) if values[r, c] > 0]
     total = sum(values[r, c] + PLACE_BONUS * places[allowed[c]] for r, c in pairs)

@@ -100,11 +100,12 @@ class ModelStore:
             f"Known models: {', '.join(known) or 'none'}; or give the path of a model folder.",
         )
 
-    def add(self, path: str | Path, model_id: str | None = None) -> ModelFolder:
+    def add(self, path: str | Path, model_id: str | None = None, deep: bool = True) -> ModelFolder:
         """Copy a model folder, or unpack a .zip of one, into the user's folder.
 
         Args:
             model_id: under which it is to be found; its own when None.
+            deep: as `ModelFolder.verify`; without it no torch is needed.
 
         Raises:
             ModelError: it is not sound, or `model_id` cannot be an id.
@@ -112,8 +113,11 @@ class ModelStore:
         """
         with tempfile.TemporaryDirectory(prefix="medseg-add-") as temporary:
             path = Path(path)
-            model = unpack(path, temporary) if path.is_file() else ModelFolder.read(path)
-            model.verify()
+            if path.is_file():
+                model = unpack(path, temporary, deep)
+            else:
+                model = ModelFolder.read(path)
+                model.verify(deep)
             description = _renamed(model.description, model_id)
             target = self.user / description.id
             if target.exists():
