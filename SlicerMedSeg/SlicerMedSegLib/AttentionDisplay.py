@@ -15,6 +15,7 @@ import vtk
 from medsegcore.errors import MissingInputError, SettingError
 
 from .Colors import CLEAR_BELOW
+from .MapUnits import highestOf, unitText
 from .NodeNames import KEY, KIND, TITLE
 from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns
@@ -116,7 +117,7 @@ class AttentionDisplay:
             composite.SetForegroundOpacity(opacity)
 
     def setWindow(self, low: float, high: float) -> None:
-        """Values (0..1) of the first and the last color; below `low` the map is clear.
+        """Values (in the map's unit) of the first and the last color; below `low` the map is clear.
 
         Raises:
             SettingError: `low` is not below `high`.
@@ -130,7 +131,8 @@ class AttentionDisplay:
             display.SetAutoWindowLevel(0)
             display.SetWindowLevelMinMax(low, high)
             display.SetAutoThreshold(0)
-            display.SetThreshold(max(CLEAR_BELOW, low), max(1.0, high))
+            highest = highestOf(self.shown)
+            display.SetThreshold(max(CLEAR_BELOW * highest, low), max(highest, high))
 
     def off(self) -> None:
         """Every view as it was, and no legend of ours; harmless when nothing is shown.
@@ -212,7 +214,8 @@ class AttentionDisplay:
         if legend is None:
             legend = logic.AddDefaultColorLegendDisplayNode(volumeNode)
             legend.SetAttribute(LEGEND, MADE)
-            legend.SetTitleText(volumeNode.GetAttribute(TITLE) or volumeNode.GetName())
+            title = volumeNode.GetAttribute(TITLE) or volumeNode.GetName()
+            legend.SetTitleText(f"{title}\n({unitText(volumeNode)})")
             legend.SetLabelFormat("%.2f")
             legend.SetNumberOfLabels(5)
             legend.SetSize(0.1, 0.4)

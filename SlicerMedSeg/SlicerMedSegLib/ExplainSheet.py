@@ -12,6 +12,7 @@ from .Colors import CLEAR_BELOW, overlayTable
 from .Drawing import drawText, fillBox, writePng
 from .Lattice import boundingBox
 from .LesionTable import LesionRow, LesionTable
+from .MapUnits import highestOf, unitText
 from .NodeNames import TITLE
 from .SceneConversion import imageFromVolumeNode
 from .Translation import _
@@ -39,7 +40,7 @@ def explainSheet(
         table: of the run.
         inputNode: volume node to look at.
         path: ends with .png; a file that is there is replaced.
-        overlayNode: volume node 0..1, e.g. a spatial attention; the probability when None.
+        overlayNode: volume node of a map, e.g. a spatial attention; the probability when None.
         rows: the lesions; the largest kept ones when None.
         most: how many of them.
 
@@ -70,12 +71,13 @@ class _Sheet:
         high = float(np.percentile(image[inside], 99.9)) if inside.any() else low + 1
         self.gray = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
         self.overlays: dict[str, np.ndarray] = {}
-        self.overlayTitle = _("Probability")
-        self.relative = overlayNode is not None
+        self.overlayTitle, self.highest, self.unit = _("Probability"), 1.0, _("from 0 to 1")
         if overlayNode is not None:
             overlay = resample(imageFromVolumeNode(overlayNode), self.grid).array
-            self.overlays = dict.fromkeys(segments.labels, np.clip(overlay, 0, 1))
             self.overlayTitle = overlayNode.GetAttribute(TITLE) or _("Attention")
+            self.highest, self.unit = highestOf(overlayNode), unitText(overlayNode)
+            level = np.clip(overlay / self.highest, 0, 1)
+            self.overlays = dict.fromkeys(segments.labels, level)
         else:
             self.overlays = segments.probabilities
         sizes = [(s.stop - s.start) for s in self.box]
@@ -186,9 +188,11 @@ class _Sheet:
         bar = overlayTable()[np.linspace(0, 255, width).astype(int)]
         canvas[y + 10 : y + 24, x : x + width] = np.rint(bar * 255).astype(np.uint8)
         for part in (0.0, 0.5, 1.0):
-            drawText(canvas, x + round(part * width), y + 26, f"{part:g}", 12, GRAY, align="middle")
-        scale = _("part of its highest value") if self.relative else _("0 to 1")
-        text = f"{self.overlayTitle}: {scale}; " + _("clear below {low:g}").format(low=CLEAR_BELOW)
+            value = f"{part * self.highest:g}"
+            drawText(canvas, x + round(part * width), y + 26, value, 12, GRAY, align="middle")
+        text = _("{unit}; clear below {low:g}").format(
+            unit=self.unit, low=CLEAR_BELOW * self.highest
+        )
         drawText(canvas, x + width + 14, y + 9, text, 13, GRAY)
         length = round(50 * self.perMm)
         fillBox(canvas, GAP, y + 16, length, 3, (235, 235, 235))

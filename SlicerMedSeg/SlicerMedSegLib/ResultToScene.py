@@ -11,12 +11,14 @@ import vtk
 
 from medsegcore.imaging import Image, reorient, resample
 from medsegcore.inference import CorrelationAttention, Result, SpatialAttention
+from medsegcore.inference.attention import SHARE
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
 from medsegcore.models import Label
 
 from .Colors import CLEAR_BELOW, labelColorNode, labelColors, overlayColorNode
 from .CorrelationStore import correlationSteps
 from .Lattice import boundingBox
+from .MapUnits import PROBABILITY, highestOf, setUnit
 from .NodeNames import AXIS, CHECKSUM, INPUTS, KEY, KIND, ROLE, RUN, TITLE
 from .SceneConversion import localAffine, orientedImage, parentToWorld
 from .SegmentRule import maskChecksum
@@ -120,8 +122,9 @@ class _Builder:
         for label in self.result.labels:
             array = self.result.probabilities[label.name]
             nodes.probabilities[label.name] = yield from self._overlay(
-                array, f"Probability of {label.name}", colors, "probability", label.name
-            )
+                array, f"Probability of {label.name}", colors, "probability", label.name,
+                PROBABILITY,
+            )  # fmt: skip
         for attention in self.result.attention:
             node = yield from self._attention(attention, colors)
             node.SetAttribute(TITLE, attention.title)
@@ -137,8 +140,9 @@ class _Builder:
         return nodes
 
     def _attention(self, attention, colors) -> Steps[Any]:
+        unit = SHARE
         if isinstance(attention, SpatialAttention):
-            array = attention.values
+            array, unit = attention.values, attention.unit
         elif isinstance(attention, CorrelationAttention):
             array = yield from self._correlation(attention)
             name = f"{self.title}: {attention.title} (all maps)"
@@ -150,7 +154,9 @@ class _Builder:
         else:
             return self._sliceTable(attention)
         return (
-            yield from self._overlay(array, attention.title, colors, "attention", attention.key)
+            yield from self._overlay(
+                array, attention.title, colors, "attention", attention.key, unit
+            )
         )
 
     def _correlation(self, attention: CorrelationAttention) -> Steps[np.ndarray]:
@@ -278,19 +284,23 @@ class _Builder:
         yield
         return node
 
-    def _overlay(self, array: np.ndarray, name: str, colors, role: str, key: str) -> Steps[Any]:
-        """A 0..1 volume that is clear where it is nearly 0."""
+    def _overlay(
+        self, array: np.ndarray, name: str, colors, role: str, key: str, unit: str
+    ) -> Steps[Any]:
+        """A volume that is clear where it is nearly 0; equal values look equal in every case."""
         array = array if array.dtype == np.float32 else array.astype(np.float32)
         node = yield from self._volume("vtkMRMLScalarVolumeNode", f"{self.title}: {name}", array)
         self._adopt(node, role, key)
+        setUnit(node, unit)
+        highest = highestOf(node)
         # Its own display from the start: the default one looks at all voxels for a window.
         display = self.scene.CreateNodeByClass("vtkMRMLScalarVolumeDisplayNode")
         display.UnRegister(None)
         display.SetAndObserveColorNodeID(colors.GetID())
         display.SetAutoWindowLevel(0)
-        display.SetWindowLevelMinMax(0.0, 1.0)
+        display.SetWindowLevelMinMax(0.0, highest)
         display.SetAutoThreshold(0)
-        display.SetThreshold(CLEAR_BELOW, 1.0)
+        display.SetThreshold(CLEAR_BELOW * highest, highest)
         display.SetApplyThreshold(1)
         self.scene.AddNode(display)
         node.SetAndObserveDisplayNodeID(display.GetID())

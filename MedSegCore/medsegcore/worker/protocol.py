@@ -357,10 +357,11 @@ def decode_result(message: Mapping[str, Any], get: Get) -> "Result":
 
 def _decode_attention(entry: Mapping[str, Any], array: np.ndarray) -> Any:
     from medsegcore.inference import CorrelationAttention, SliceAttention, SpatialAttention
+    from medsegcore.inference.attention import SHARE
 
     key, title = entry["key"], entry["title"]
     if entry["kind"] == "spatial":
-        return SpatialAttention(key, title, array, entry["scale"])
+        return SpatialAttention(key, title, array, entry["scale"], entry.get("unit", SHARE))
     if entry["kind"] == "correlation":
         return CorrelationAttention(key, title, array, np.array(entry["affine"]))
     centers, normal = np.array(entry["centers_ras"]), np.array(entry["normal_ras"])
