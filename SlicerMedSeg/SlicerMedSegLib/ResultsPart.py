@@ -308,7 +308,7 @@ class ResultsPart:
         self.ui.undoButton.setEnabled(before and not edited)
         self.ui.undoButton.setToolTip(
             _(
-                "A segment was edited by hand since: take that back with Undo in Segment Editor first"
+                "Edited by hand since: take that back with Undo in Segment Editor first"
             )
             if edited
             else _("Take back the last threshold or the last lesion kept or dropped (Ctrl+Z)")
