@@ -307,9 +307,7 @@ class ResultsPart:
         edited = before and self._segments is not None and self._segments.editedSinceStep()
         self.ui.undoButton.setEnabled(before and not edited)
         self.ui.undoButton.setToolTip(
-            _(
-                "Edited by hand since: take that back with Undo in Segment Editor first"
-            )
+            _("Edited by hand since: take that back with Undo in Segment Editor first")
             if edited
             else _("Take back the last threshold or the last lesion kept or dropped (Ctrl+Z)")
         )

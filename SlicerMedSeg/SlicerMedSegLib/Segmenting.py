@@ -70,7 +70,11 @@ class Segmentation:
         self.error: Exception | None = None
         self._worker, self._scene, self._finished = worker, scene, finished
         options = RunOptions.of(options)
-        description, itsTitle = describeRun(model, options)
+        descriptions, itsTitle = describeRun(model, options)
+        description = descriptions[0]
+        # The computer of the worker may have another model of that name.
+        wanted = [{"id": d.id, "version": d.version, "sha256": d.weights.sha256}
+                  for d in descriptions]  # fmt: skip
         check_keys(description, inputNodes)
         _checkNotTwice(inputNodes)
         self._reference: Any = inputNodes[description.reference_of(inputNodes)]
@@ -84,7 +88,7 @@ class Segmentation:
         self._steps: EventLoopSteps | None = None
 
         def send(images: dict) -> None:
-            self.request = worker.predict(model, images, options, progress, self._received)
+            self.request = worker.predict(model, images, options, progress, self._received, wanted)
 
         reading = self._read(inputNodes, frames or {}, send)
         if live:
@@ -162,18 +166,19 @@ class Segmentation:
         )
 
 
-def describeRun(model: str, options: RunOptions) -> tuple[ModelDescription, str]:
-    """The model that a run begins with, and a title that names all of its models.
+def describeRun(model: str, options: RunOptions) -> tuple[list[ModelDescription], str]:
+    """The models of a run, the one that it begins with first, and a title that names them all.
 
     Raises:
         ModelError: one of them is not there, or they do not go together.
     """
-    first, *others = [ModelStore().find(m).description for m in (model, *options.ensemble)]
-    check_same_task([first, *others])
+    models = [ModelStore().find(m).description for m in (model, *options.ensemble)]
+    check_same_task(models)
+    first, *others = models
     if not others:
-        return first, first.title
+        return models, first.title
     names = ", ".join(description.id for description in others)
-    return first, _("{title} together with {names}").format(title=first.title, names=names)
+    return models, _("{title} together with {names}").format(title=first.title, names=names)
 
 
 def _checkReferenceIsVolume(node) -> None:

@@ -7,13 +7,16 @@ with "bytes": N is followed by N raw bytes: a frame, one part of an array.
     hello {protocol, share: {folder}}             result {protocol, version, devices, token,
                                                     machine}
     load {model, options}                         result {model, device, need_mb, free_mb}
-    predict {model, images, options}              result {grid, labels, arrays, ...}
+    predict {model, images, options, wanted}      result {grid, labels, arrays, ...}
     cancel {target}                               error of the target, with code run.cancelled
     quit
     frame {array, bytes} before a predict         frame {array, bytes} before a result
 
 While a request runs: progress {stage, done, total, eta_s}, log {text}; in the end one result or
 one error {code, message, action}.
+
+A model is an id or a folder; "wanted" says which ones are meant, {id, version, sha256} of the model
+and then of each of the ensemble, because the worker's computer may have others; it may be empty.
 
 An array is named by {"array": NAME, "dtype", "shape"}. When both ends share a disk it is the file
 NAME.npy in the client's private folder, otherwise the frames of that name.
