@@ -19,6 +19,7 @@ from .MapUnits import highestOf, unitText
 from .NodeNames import KEY, KIND, TITLE
 from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns
+from .Translation import _
 
 # In a slice view's composite node: what is shown over it, and what was there before.
 SHOWN = "MedSeg.Overlay"
@@ -101,7 +102,7 @@ class AttentionDisplay:
             or volumeNode.GetDisplayNode() is None
         ):
             raise MissingInputError(
-                "The map is not in the scene any more.", "Choose another one, or run again."
+                _("The map is not in the scene any more."), _("Choose another one, or run again.")
             )
         if self.shown is not None and self.shown is not volumeNode:
             self._legendOff(self.shown)
@@ -124,7 +125,8 @@ class AttentionDisplay:
         """
         if not low < high:
             raise SettingError(
-                f"The window from {low:g} to {high:g} is empty.", "Give a higher upper end."
+                _("The window from {low:g} to {high:g} is empty.").format(low=low, high=high),
+                _("Give a higher upper end."),
             )
         if self.shown is not None:
             display = self.shown.GetDisplayNode()
@@ -215,7 +217,8 @@ class AttentionDisplay:
             legend = logic.AddDefaultColorLegendDisplayNode(volumeNode)
             legend.SetAttribute(LEGEND, MADE)
             title = volumeNode.GetAttribute(TITLE) or volumeNode.GetName()
-            legend.SetTitleText(f"{title}\n({unitText(volumeNode)})")
+            told = _("{title}\n({unit})").format(title=title, unit=unitText(volumeNode))
+            legend.SetTitleText(told)
             legend.SetLabelFormat("%.2f")
             legend.SetNumberOfLabels(5)
             legend.SetSize(0.1, 0.4)
@@ -266,7 +269,9 @@ class AttentionDisplay:
 
 def _checkOpacity(opacity: float) -> None:
     if not 0 <= opacity <= 1:
-        raise SettingError(f"The opacity is {opacity:g}.", "Give a value from 0 to 1.")
+        raise SettingError(
+            _("The opacity is {opacity:g}.").format(opacity=opacity), _("Give a value from 0 to 1.")
+        )
 
 
 def _sliceNode(composite):

@@ -51,10 +51,13 @@ def explainSheet(
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise SettingError(f"'{path.name}' is no name of a picture.", "Let it end with .png.")
+        raise SettingError(
+            _("'{name}' is no name of a picture.").format(name=path.name),
+            _("Let it end with .png."),
+        )
     chosen = [row for row in table.rows() if row.kept] if rows is None else list(rows)
     if not chosen:
-        raise MissingInputError("There is no lesion to explain.", "Lower the threshold.")
+        raise MissingInputError(_("There is no lesion to explain."), _("Lower the threshold."))
     writePng(_Sheet(table, inputNode, overlayNode).draw(chosen[:most]), path)
     return path
 
@@ -125,7 +128,8 @@ class _Sheet:
                 x = GAP + (n + 3 * half) * (PANEL + GAP)
                 self._paste(canvas, x, y, picture)
                 place = self._place(row, axis, at)
-                drawText(canvas, x + 4, y + PANEL - 17, f"{_(plane)} {place}", 12, GRAY)
+                text = _("{plane} {place}").format(plane=_planeName(plane), place=place)
+                drawText(canvas, x + 4, y + PANEL - 17, text, 12, GRAY)
                 _letters(canvas, x, y, letters)
         self._caption(canvas, y + PANEL + 6, row)
 
@@ -181,7 +185,8 @@ class _Sheet:
         x += width + 10
         x += drawText(canvas, x, y + 22, text, 14, GRAY)
         if means:
-            drawText(canvas, x, y + 22, ";  " + _("mean of") + f" {means}", 14, GRAY)
+            text = _(";  mean of {means}").format(means=means)
+            drawText(canvas, x, y + 22, text, 14, GRAY)
 
     def _footer(self, canvas: np.ndarray, y: int) -> None:
         x, width = GAP + 3 * (PANEL + GAP), 300
@@ -196,9 +201,13 @@ class _Sheet:
         drawText(canvas, x + width + 14, y + 9, text, 13, GRAY)
         length = round(50 * self.perMm)
         fillBox(canvas, GAP, y + 16, length, 3, (235, 235, 235))
-        drawText(canvas, GAP + length + 8, y + 9, "50 mm", 13, GRAY)
+        drawText(canvas, GAP + length + 8, y + 9, _("{length} mm").format(length=50), 13, GRAY)
         note = _("Bright outline: this lesion; dim: the others. Research and teaching only.")
         drawText(canvas, GAP, y + 46, note, 12, GRAY)
+
+
+def _planeName(plane: str) -> str:
+    return {"axial": _("axial"), "coronal": _("coronal"), "sagittal": _("sagittal")}[plane]
 
 
 def _padded(box, shape: tuple[int, ...], margin: int = 4) -> tuple[slice, ...]:

@@ -25,6 +25,7 @@ from .SegmentRule import maskChecksum
 from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
 from .SegmentTags import LABEL, MIN_ML, ONE_PIECE, THRESHOLD
 from .Steps import SLAB_BYTES, Steps, imageDataInSteps, runToEnd
+from .Translation import _
 
 
 @dataclass
@@ -122,8 +123,8 @@ class _Builder:
         for label in self.result.labels:
             array = self.result.probabilities[label.name]
             nodes.probabilities[label.name] = yield from self._overlay(
-                array, f"Probability of {label.name}", colors, "probability", label.name,
-                PROBABILITY,
+                array, _("Probability of {label}").format(label=label.name), colors,
+                "probability", label.name, PROBABILITY,
             )  # fmt: skip
         for attention in self.result.attention:
             node = yield from self._attention(attention, colors)
@@ -145,7 +146,7 @@ class _Builder:
             array, unit = attention.values, attention.unit
         elif isinstance(attention, CorrelationAttention):
             array = yield from self._correlation(attention)
-            name = f"{self.title}: {attention.title} (all maps)"
+            name = _("{run}: {title} (all maps)").format(run=self.title, title=attention.title)
             store = yield from correlationSteps(self.scene, attention, name)
             self._adopt(store, "correlation", attention.key)
             # Kept in the world, as the maps' own geometry is.
@@ -271,7 +272,7 @@ class _Builder:
     def _answer(self) -> Steps[Any]:
         written = checksum(self.result.labelmap)
         yield
-        name = f"{self.title}: model's answer (read only)"
+        name = _("{run}: model's answer (read only)").format(run=self.title)
         node = yield from self._volume("vtkMRMLLabelMapVolumeNode", name, self.result.labelmap)
         self._adopt(node, "answer")
         node.CreateDefaultDisplayNodes()
@@ -333,7 +334,8 @@ class _Builder:
         return node
 
     def _lesionTable(self):
-        node = self.scene.AddNewNodeByClass("vtkMRMLTableNode", f"{self.title}: lesions")
+        name = _("{run}: lesions").format(run=self.title)
+        node = self.scene.AddNewNodeByClass("vtkMRMLTableNode", name)
         self._adopt(node, "lesions")
         lesions = self.result.lesions
         keys = list(lesions[0].inputs) if lesions else []
@@ -349,7 +351,8 @@ class _Builder:
         return node
 
     def _provenance(self):
-        node = self.scene.AddNewNodeByClass("vtkMRMLTextNode", f"{self.title}: provenance")
+        name = _("{run}: provenance").format(run=self.title)
+        node = self.scene.AddNewNodeByClass("vtkMRMLTextNode", name)
         self._adopt(node, "provenance")
         node.SetEncoding(vtk.VTK_ENCODING_UTF_8)
         node.SetText(

@@ -161,8 +161,10 @@ class Segmentation:
         if node is None or self._scene.IsNodePresent(node):
             return
         raise MissingInputError(
-            f"The volume '{node.GetName()}' was removed while the model was running.",
-            "Load it again and run again.",
+            _("The volume '{name}' was removed while the model was running.").format(
+                name=node.GetName()
+            ),
+            _("Load it again and run again."),
         )
 
 
@@ -199,7 +201,9 @@ def _checkNotTwice(inputNodes: dict) -> None:
             continue
         if node.GetID() in seen:
             raise MissingInputError(
-                f"The same volume is chosen for '{seen[node.GetID()]}' and '{key}'.",
-                "Choose a different volume for each input.",
+                _("The same volume is chosen for '{first}' and '{second}'.").format(
+                    first=seen[node.GetID()], second=key
+                ),
+                _("Choose a different volume for each input."),
             )
         seen[node.GetID()] = key
