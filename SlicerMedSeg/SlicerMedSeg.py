@@ -140,13 +140,13 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         runUi.pythonEdit.connect("editingFinished()", self.readyPart.pythonChanged)
         self.inputsPart = InputsPart(inputsUi, scene, self._inputsChanged)
         self.registrationPart = RegistrationPart(
-            # Both lay something over the views.
+            # Both lay something over the views, and one undone under the other would come back.
             registrationUi, scene, self._inputRegistered, lambda: self.attentionPart.off()
         )  # fmt: skip
         self.modelPart = ModelPart(modelUi, self._modelChanged)
         resultsUi = self._load("ResultsPart", self.ui.resultsSection.layout())
         attentionUi = self._load("AttentionPart", self.ui.attentionSection.layout())
-        self.attentionPart = AttentionPart(attentionUi, scene)
+        self.attentionPart = AttentionPart(attentionUi, scene, self.registrationPart.off)
         self.resultsPart = ResultsPart(resultsUi, scene, self._runChosen)
         self.framePlayer = FramePlayer(scene)
         self.addObserver(scene, scene.StartCloseEvent, self._sceneStartsClosing)
@@ -165,9 +165,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The panel goes: with the application, or before it is reloaded."""
         self.removeObservers()
         self.setParameterNode(None)
+        # The last one first: what one laid over the views of another goes before that.
         parts = (
-            self.readyPart, self.modelPart, self.registrationPart, self.inputsPart, self.runPart,
-            self.ensemblePart, self.attentionPart, self.resultsPart, self.framePlayer,
+            self.framePlayer, self.resultsPart, self.attentionPart, self.modelPart,
+            self.registrationPart, self.inputsPart, self.ensemblePart, self.runPart, self.readyPart,
         )  # fmt: skip
         for part in parts:
             if part is not None:
@@ -186,8 +187,8 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.readyPart.exit()
         self.setParameterNode(None)
         if self.attentionPart is not None:
-            self.registrationPart.off()
             self.attentionPart.off()
+            self.registrationPart.off()
 
     # The scene.
 

@@ -101,6 +101,12 @@ class ModelNotFoundError(ModelError):
     code = "model.not_found"
 
 
+class OtherModelError(ModelError):
+    """The worker has another version of the model, or other weights, than was asked for."""
+
+    code = "model.other"
+
+
 class ModelSchemaError(ModelError):
     """model.json is missing, no JSON, or against the schema."""
 

@@ -15,9 +15,11 @@ import vtk
 from medsegcore.errors import MissingInputError, SettingError
 
 from .Colors import CLEAR_BELOW
+from .MapUnits import highestOf, unitText
 from .NodeNames import KEY, KIND, TITLE
 from .Observing import Observers, onSceneClose
 from .ResultToScene import findRuns
+from .Translation import _
 
 # In a slice view's composite node: what is shown over it, and what was there before.
 SHOWN = "MedSeg.Overlay"
@@ -100,7 +102,7 @@ class AttentionDisplay:
             or volumeNode.GetDisplayNode() is None
         ):
             raise MissingInputError(
-                "The map is not in the scene any more.", "Choose another one, or run again."
+                _("The map is not in the scene any more."), _("Choose another one, or run again.")
             )
         if self.shown is not None and self.shown is not volumeNode:
             self._legendOff(self.shown)
@@ -116,21 +118,23 @@ class AttentionDisplay:
             composite.SetForegroundOpacity(opacity)
 
     def setWindow(self, low: float, high: float) -> None:
-        """Values (0..1) of the first and the last color; below `low` the map is clear.
+        """Values (in the map's unit) of the first and the last color; below `low` the map is clear.
 
         Raises:
             SettingError: `low` is not below `high`.
         """
         if not low < high:
             raise SettingError(
-                f"The window from {low:g} to {high:g} is empty.", "Give a higher upper end."
+                _("The window from {low:g} to {high:g} is empty.").format(low=low, high=high),
+                _("Give a higher upper end."),
             )
         if self.shown is not None:
             display = self.shown.GetDisplayNode()
             display.SetAutoWindowLevel(0)
             display.SetWindowLevelMinMax(low, high)
             display.SetAutoThreshold(0)
-            display.SetThreshold(max(CLEAR_BELOW, low), max(1.0, high))
+            highest = highestOf(self.shown)
+            display.SetThreshold(max(CLEAR_BELOW * highest, low), max(highest, high))
 
     def off(self) -> None:
         """Every view as it was, and no legend of ours; harmless when nothing is shown.
@@ -212,7 +216,9 @@ class AttentionDisplay:
         if legend is None:
             legend = logic.AddDefaultColorLegendDisplayNode(volumeNode)
             legend.SetAttribute(LEGEND, MADE)
-            legend.SetTitleText(volumeNode.GetAttribute(TITLE) or volumeNode.GetName())
+            title = volumeNode.GetAttribute(TITLE) or volumeNode.GetName()
+            told = _("{title}\n({unit})").format(title=title, unit=unitText(volumeNode))
+            legend.SetTitleText(told)
             legend.SetLabelFormat("%.2f")
             legend.SetNumberOfLabels(5)
             legend.SetSize(0.1, 0.4)
@@ -263,7 +269,9 @@ class AttentionDisplay:
 
 def _checkOpacity(opacity: float) -> None:
     if not 0 <= opacity <= 1:
-        raise SettingError(f"The opacity is {opacity:g}.", "Give a value from 0 to 1.")
+        raise SettingError(
+            _("The opacity is {opacity:g}.").format(opacity=opacity), _("Give a value from 0 to 1.")
+        )
 
 
 def _sliceNode(composite):

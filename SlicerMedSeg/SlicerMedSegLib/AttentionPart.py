@@ -1,5 +1,6 @@
 """The panel's part for attention: which map is shown, how, and what the user asks of it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import qt
@@ -28,6 +29,7 @@ class AttentionPart:
     Args:
         ui: the named widgets of AttentionPart.ui.
         scene: MRML scene.
+        showStarts: called before a map is laid over the views.
 
     Attributes:
         run: as `findRuns` names it; None when there is none.
@@ -37,8 +39,8 @@ class AttentionPart:
         probe: CorrelationProbe, while a correlation is on.
     """
 
-    def __init__(self, ui, scene) -> None:
-        self.ui, self.scene = ui, scene
+    def __init__(self, ui, scene, showStarts: Callable[[], None] = lambda: None) -> None:
+        self.ui, self.scene, self._showStarts = ui, scene, showStarts
         self.run: str | None = None
         self.maps: list[AttentionMap] = []
         self.shown: AttentionMap | None = None
@@ -132,6 +134,7 @@ class AttentionPart:
         if chosen is None:
             return
         self._stopFollowing()
+        self._showStarts()
         try:
             node = self._volume(chosen)
             self._display.show(node, self.ui.opacitySlider.value)

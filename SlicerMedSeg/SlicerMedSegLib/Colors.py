@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import slicer
 
+from .Translation import _
+
 # Values below this are clear: probability and attention are never exactly 0.
 CLEAR_BELOW = 0.05
 OVERLAY_NAME = "MedSeg overlay"
@@ -110,7 +112,7 @@ def labelColorNode(scene, labels: Sequence, title: str):
     """A new color table with the labels' names and colors; 0 is the clear background."""
     node = slicer.vtkMRMLColorTableNode()
     node.SetTypeToUser()
-    node.SetName(f"{title}: labels")
+    node.SetName(_("{title}: labels").format(title=title))
     node.SetNumberOfColors(max(label.value for label in labels) + 1)
     node.SetColor(0, "background", 0, 0, 0, 0)
     colors = labelColors([label.color for label in labels])

@@ -11,6 +11,7 @@ from medsegcore.inference import CorrelationAttention
 
 from .NodeNames import KEY, TITLE
 from .Steps import Steps, imageDataInSteps, runToEnd
+from .Translation import _
 
 SHAPE = "MedSeg.Shape"
 AFFINE = "MedSeg.Affine"
@@ -51,7 +52,7 @@ def loadCorrelation(node) -> CorrelationAttention:
     image = node.GetImageData() if shape else None
     if image is None or image.GetNumberOfPoints() != np.prod(shape):
         raise MissingInputError(
-            "The maps of this correlation are not in the scene.", "Run the model again."
+            _("The maps of this correlation are not in the scene."), _("Run the model again.")
         )
     bits = vtk_to_numpy(image.GetPointData().GetScalars()).astype(np.uint16)
     return CorrelationAttention(

@@ -12,6 +12,7 @@ from .Colors import CLEAR_BELOW, overlayTable
 from .Drawing import drawText, fillBox, writePng
 from .Lattice import boundingBox
 from .LesionTable import LesionRow, LesionTable, meanText
+from .MapUnits import highestOf, unitText
 from .NodeNames import TITLE
 from .SceneConversion import imageFromVolumeNode
 from .Translation import _
@@ -39,7 +40,7 @@ def explainSheet(
         table: of the run.
         inputNode: volume node to look at; of a 4-D input, the frame that was segmented is shown.
         path: ends with .png; a file that is there is replaced.
-        overlayNode: volume node 0..1, e.g. a spatial attention; the probability when None.
+        overlayNode: volume node of a map, e.g. a spatial attention; the probability when None.
         rows: the lesions; the largest kept ones when None.
         most: how many of them.
 
@@ -50,10 +51,13 @@ def explainSheet(
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise SettingError(f"'{path.name}' is no name of a picture.", "Let it end with .png.")
+        raise SettingError(
+            _("'{name}' is no name of a picture.").format(name=path.name),
+            _("Let it end with .png."),
+        )
     chosen = [row for row in table.rows() if row.kept] if rows is None else list(rows)
     if not chosen:
-        raise MissingInputError("There is no lesion to explain.", "Lower the threshold.")
+        raise MissingInputError(_("There is no lesion to explain."), _("Lower the threshold."))
     writePng(_Sheet(table, inputNode, overlayNode).draw(chosen[:most]), path)
     return path
 
@@ -70,12 +74,13 @@ class _Sheet:
         high = float(np.percentile(image[inside], 99.9)) if inside.any() else low + 1
         self.gray = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
         self.overlays: dict[str, np.ndarray] = {}
-        self.overlayTitle = _("Probability")
-        self.relative = overlayNode is not None
+        self.overlayTitle, self.highest, self.unit = _("Probability"), 1.0, _("from 0 to 1")
         if overlayNode is not None:
             overlay = resample(imageFromVolumeNode(overlayNode), self.grid).array
-            self.overlays = dict.fromkeys(segments.labels, np.clip(overlay, 0, 1))
             self.overlayTitle = overlayNode.GetAttribute(TITLE) or _("Attention")
+            self.highest, self.unit = highestOf(overlayNode), unitText(overlayNode)
+            level = np.clip(overlay / self.highest, 0, 1)
+            self.overlays = dict.fromkeys(segments.labels, level)
         else:
             self.overlays = segments.probabilities
         sizes = [(s.stop - s.start) for s in self.box]
@@ -123,7 +128,8 @@ class _Sheet:
                 x = GAP + (n + 3 * half) * (PANEL + GAP)
                 self._paste(canvas, x, y, picture)
                 place = self._place(row, axis, at)
-                drawText(canvas, x + 4, y + PANEL - 17, f"{_(plane)} {place}", 12, GRAY)
+                text = _("{plane} {place}").format(plane=_planeName(plane), place=place)
+                drawText(canvas, x + 4, y + PANEL - 17, text, 12, GRAY)
                 _letters(canvas, x, y, letters)
         self._caption(canvas, y + PANEL + 6, row)
 
@@ -179,22 +185,29 @@ class _Sheet:
         x += width + 10
         x += drawText(canvas, x, y + 22, text, 14, GRAY)
         if means:
-            drawText(canvas, x, y + 22, ";  " + _("mean of") + f" {means}", 14, GRAY)
+            text = _(";  mean of {means}").format(means=means)
+            drawText(canvas, x, y + 22, text, 14, GRAY)
 
     def _footer(self, canvas: np.ndarray, y: int) -> None:
         x, width = GAP + 3 * (PANEL + GAP), 300
         bar = overlayTable()[np.linspace(0, 255, width).astype(int)]
         canvas[y + 10 : y + 24, x : x + width] = np.rint(bar * 255).astype(np.uint8)
         for part in (0.0, 0.5, 1.0):
-            drawText(canvas, x + round(part * width), y + 26, f"{part:g}", 12, GRAY, align="middle")
-        scale = _("part of its highest value") if self.relative else _("0 to 1")
-        text = f"{self.overlayTitle}: {scale}; " + _("clear below {low:g}").format(low=CLEAR_BELOW)
+            value = f"{part * self.highest:g}"
+            drawText(canvas, x + round(part * width), y + 26, value, 12, GRAY, align="middle")
+        text = _("{unit}; clear below {low:g}").format(
+            unit=self.unit, low=CLEAR_BELOW * self.highest
+        )
         drawText(canvas, x + width + 14, y + 9, text, 13, GRAY)
         length = round(50 * self.perMm)
         fillBox(canvas, GAP, y + 16, length, 3, (235, 235, 235))
-        drawText(canvas, GAP + length + 8, y + 9, "50 mm", 13, GRAY)
+        drawText(canvas, GAP + length + 8, y + 9, _("{length} mm").format(length=50), 13, GRAY)
         note = _("Bright outline: this lesion; dim: the others. Research and teaching only.")
         drawText(canvas, GAP, y + 46, note, 12, GRAY)
+
+
+def _planeName(plane: str) -> str:
+    return {"axial": _("axial"), "coronal": _("coronal"), "sagittal": _("sagittal")}[plane]
 
 
 def _padded(box, shape: tuple[int, ...], margin: int = 4) -> tuple[slice, ...]:

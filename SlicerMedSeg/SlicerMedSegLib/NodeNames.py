@@ -9,6 +9,8 @@ INPUTS = "MedSeg.Input"
 INPUT_FRAMES = "MedSeg.InputFrames"
 TITLE = "MedSeg.Title"
 KIND = "MedSeg.Kind"
+# What the values of a map are; see MapUnits.
+UNIT = "MedSeg.Unit"
 AXIS = "MedSeg.Axis"
 # Of a segmentation that is one of several frames: its number, the series, and what has the frames.
 FRAME = "MedSeg.Frame"

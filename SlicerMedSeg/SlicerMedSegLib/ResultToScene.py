@@ -12,18 +12,21 @@ import vtk
 
 from medsegcore.imaging import Image, reorient, resample
 from medsegcore.inference import CorrelationAttention, Result, SpatialAttention
+from medsegcore.inference.attention import SHARE
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
 from medsegcore.models import Label
 
 from .Colors import CLEAR_BELOW, labelColorNode, labelColors, overlayColorNode
 from .CorrelationStore import correlationSteps
 from .Lattice import boundingBox
+from .MapUnits import PROBABILITY, highestOf, setUnit
 from .NodeNames import AXIS, CHECKSUM, INPUT_FRAMES, INPUTS, KEY, KIND, ROLE, RUN, TITLE
 from .SceneConversion import localAffine, orientedImage, parentToWorld
 from .SegmentRule import maskChecksum
 from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
 from .SegmentTags import LABEL, MIN_ML, ONE_PIECE, THRESHOLD
 from .Steps import SLAB_BYTES, Steps, imageDataInSteps, runToEnd
+from .Translation import _
 
 
 @dataclass
@@ -121,8 +124,9 @@ class _Builder:
         for label in self.result.labels:
             array = self.result.probabilities[label.name]
             nodes.probabilities[label.name] = yield from self._overlay(
-                array, f"Probability of {label.name}", colors, "probability", label.name
-            )
+                array, _("Probability of {label}").format(label=label.name), colors,
+                "probability", label.name, PROBABILITY,
+            )  # fmt: skip
         for attention in self.result.attention:
             node = yield from self._attention(attention, colors)
             node.SetAttribute(TITLE, attention.title)
@@ -138,11 +142,12 @@ class _Builder:
         return nodes
 
     def _attention(self, attention, colors) -> Steps[Any]:
+        unit = SHARE
         if isinstance(attention, SpatialAttention):
-            array = attention.values
+            array, unit = attention.values, attention.unit
         elif isinstance(attention, CorrelationAttention):
             array = yield from self._correlation(attention)
-            name = f"{self.title}: {attention.title} (all maps)"
+            name = _("{run}: {title} (all maps)").format(run=self.title, title=attention.title)
             store = yield from correlationSteps(self.scene, attention, name)
             self._adopt(store, "correlation", attention.key)
             # Kept in the world, as the maps' own geometry is.
@@ -151,7 +156,9 @@ class _Builder:
         else:
             return self._sliceTable(attention)
         return (
-            yield from self._overlay(array, attention.title, colors, "attention", attention.key)
+            yield from self._overlay(
+                array, attention.title, colors, "attention", attention.key, unit
+            )
         )
 
     def _correlation(self, attention: CorrelationAttention) -> Steps[np.ndarray]:
@@ -266,7 +273,7 @@ class _Builder:
     def _answer(self) -> Steps[Any]:
         written = checksum(self.result.labelmap)
         yield
-        name = f"{self.title}: model's answer (read only)"
+        name = _("{run}: model's answer (read only)").format(run=self.title)
         node = yield from self._volume("vtkMRMLLabelMapVolumeNode", name, self.result.labelmap)
         self._adopt(node, "answer")
         node.CreateDefaultDisplayNodes()
@@ -279,19 +286,23 @@ class _Builder:
         yield
         return node
 
-    def _overlay(self, array: np.ndarray, name: str, colors, role: str, key: str) -> Steps[Any]:
-        """A 0..1 volume that is clear where it is nearly 0."""
+    def _overlay(
+        self, array: np.ndarray, name: str, colors, role: str, key: str, unit: str
+    ) -> Steps[Any]:
+        """A volume that is clear where it is nearly 0; equal values look equal in every case."""
         array = array if array.dtype == np.float32 else array.astype(np.float32)
         node = yield from self._volume("vtkMRMLScalarVolumeNode", f"{self.title}: {name}", array)
         self._adopt(node, role, key)
+        setUnit(node, unit)
+        highest = highestOf(node)
         # Its own display from the start: the default one looks at all voxels for a window.
         display = self.scene.CreateNodeByClass("vtkMRMLScalarVolumeDisplayNode")
         display.UnRegister(None)
         display.SetAndObserveColorNodeID(colors.GetID())
         display.SetAutoWindowLevel(0)
-        display.SetWindowLevelMinMax(0.0, 1.0)
+        display.SetWindowLevelMinMax(0.0, highest)
         display.SetAutoThreshold(0)
-        display.SetThreshold(CLEAR_BELOW, 1.0)
+        display.SetThreshold(CLEAR_BELOW * highest, highest)
         display.SetApplyThreshold(1)
         self.scene.AddNode(display)
         node.SetAndObserveDisplayNodeID(display.GetID())
@@ -324,7 +335,8 @@ class _Builder:
         return node
 
     def _lesionTable(self):
-        node = self.scene.AddNewNodeByClass("vtkMRMLTableNode", f"{self.title}: lesions")
+        name = _("{run}: lesions").format(run=self.title)
+        node = self.scene.AddNewNodeByClass("vtkMRMLTableNode", name)
         self._adopt(node, "lesions")
         lesions = self.result.lesions
         keys = list(lesions[0].inputs) if lesions else []
@@ -342,7 +354,8 @@ class _Builder:
         return node
 
     def _provenance(self):
-        node = self.scene.AddNewNodeByClass("vtkMRMLTextNode", f"{self.title}: provenance")
+        name = _("{run}: provenance").format(run=self.title)
+        node = self.scene.AddNewNodeByClass("vtkMRMLTextNode", name)
         self._adopt(node, "provenance")
         node.SetEncoding(vtk.VTK_ENCODING_UTF_8)
         node.SetText(

@@ -131,15 +131,19 @@ class ResultsPart:
         self._restore(back=False)
 
     def _restore(self, back: bool) -> None:
-        history = self._segments.history if self._segments else None
-        if history is None or self.sliders is None:
+        if self._segments is None or self.sliders is None:
             return
         # A drag that has not rested yet must not be continued in an older state.
         self.sliders.finish()
-        if back and history.IsRestorePreviousStateAvailable():
-            history.RestorePreviousState()
-        elif not back and history.IsRestoreNextStateAvailable():
-            history.RestoreNextState()
+        try:
+            if back:
+                self._segments.undo()
+            else:
+                self._segments.redo()
+        except MedSegError as error:
+            self._enable()
+            self._failed(error)
+            return
         self._update()
 
     # The run
@@ -299,7 +303,14 @@ class ResultsPart:
         history = self._segments.history if self._segments else None
         there = self._table is not None
         some = there and bool(self._table.rows()) if self._table else False
-        self.ui.undoButton.setEnabled(bool(history and history.IsRestorePreviousStateAvailable()))
+        before = bool(history and history.IsRestorePreviousStateAvailable())
+        edited = before and self._segments is not None and self._segments.editedSinceStep()
+        self.ui.undoButton.setEnabled(before and not edited)
+        self.ui.undoButton.setToolTip(
+            _("Edited by hand since: take that back with Undo in Segment Editor first")
+            if edited
+            else _("Take back the last threshold or the last lesion kept or dropped (Ctrl+Z)")
+        )
         self.ui.redoButton.setEnabled(bool(history and history.IsRestoreNextStateAvailable()))
         for widget in (self.ui.copyButton, self.ui.saveCsvButton, self.ui.savePictureButton):
             widget.setEnabled(some)

@@ -162,7 +162,10 @@ class RunPart:
             if widget:
                 widget.disconnect(signal, slot)
         self._connections = []
-        self._run = None
+        run, self._run = self._run, None
+        if run is not None:
+            # While it reads images or shows a result, the end of the worker would not end it.
+            run.cancel()
         endWorker()
 
     # Devices.

@@ -5,6 +5,8 @@ lesions that were dropped, and a checksum of the voxels as they were last writte
 are saved with the segmentation, and Slicer's undo puts them back together with the voxels.
 """
 
+import hashlib
+import uuid
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +16,16 @@ from medsegcore.errors import EditedSegmentError, MissingInputError, SettingErro
 from medsegcore.imaging import Grid, Image
 from medsegcore.imaging.resample import reoriented_view
 
-from .Lattice import AxisMap, imageAffine, isEmpty, kjiOf, makeRoom, maskOnGrid, placesIn
+from .Lattice import (
+    AxisMap,
+    boundingBox,
+    imageAffine,
+    isEmpty,
+    kjiOf,
+    makeRoom,
+    maskOnGrid,
+    placesIn,
+)
 from .Lattice import voxels as imageVoxels
 from .NodeNames import KEY
 from .Observing import Observers, onSceneClose
@@ -30,7 +41,7 @@ from .SegmentRule import (
     winners,
     winnersOfAll,
 )
-from .SegmentTags import CHECKSUM, DROPPED, LABEL, MIN_ML, ONE_PIECE, THRESHOLD, readTag
+from .SegmentTags import CHECKSUM, DROPPED, LABEL, LEFT, MIN_ML, ONE_PIECE, THRESHOLD, readTag
 from .Steps import Steps, copyInSteps, runToEnd
 from .Translation import _
 
@@ -75,8 +86,8 @@ class RunSegments:
         nodes = findRuns(scene).get(run, {})
         if not nodes.get("segmentation") or not nodes.get("probability"):
             raise MissingInputError(
-                f"The scene has no segmentation with probabilities of '{run}'.",
-                "Run the model again.",
+                _("The scene has no segmentation with probabilities of '{run}'.").format(run=run),
+                _("Run the model again."),
             )
         self.scene, self.run = scene, run
         self.segmentation = nodes["segmentation"][0]
@@ -96,6 +107,8 @@ class RunSegments:
         self._stamps: dict[str, tuple] = {}
         self._masks: dict[str, np.ndarray | None] = {}
         self._edited: dict[str, bool] = {}
+        self._checksums: dict[str, str] = {}
+        self._others: dict[str, tuple] = {}
         self._inStep = False
         self._hadSurface = False
         self._observers = Observers()
@@ -144,7 +157,8 @@ class RunSegments:
         found = self._segmentIds().get(label)
         if found is None or self.segmentation.GetScene() is None:
             raise MissingInputError(
-                f"There is no segment of '{label}' any more.", "Undo, or run the model again."
+                _("There is no segment of '{label}' any more.").format(label=label),
+                _("Take that back with Undo in Segment Editor, or run the model again."),
             )
         return found
 
@@ -188,8 +202,10 @@ class RunSegments:
         mask = self._masks[label]
         if mask is None:
             raise EditedSegmentError(
-                f"The segment of '{label}' has another geometry than the probabilities.",
-                "Undo that, or run the model again.",
+                _("The segment of '{label}' has another geometry than the probabilities.").format(
+                    label=label
+                ),
+                _("Take that back with Undo in Segment Editor, or run the model again."),
             )
         return mask
 
@@ -220,6 +236,7 @@ class RunSegments:
             if image is None:
                 # Turned into surfaces alone: nothing that a threshold could move.
                 self._masks[label], self._edited[label] = None, True
+                self._checksums[label] = ""
                 self._stamps.pop(label, None)
                 changed = True
                 continue
@@ -227,7 +244,8 @@ class RunSegments:
             if self._stamps.get(label) == stamp:
                 continue
             mask = maskOnGrid(image, segment.GetLabelValue(), self.grid)
-            edited = mask is None or maskChecksum(mask) != written
+            self._checksums[label] = maskChecksum(mask) if mask is not None else ""
+            edited = self._checksums[label] != written
             # A neighbour on the same layer changes the image, not the segment.
             known = self._stamps.get(label, (None, None, None))[2] == written
             changed |= edited or not known or self._edited[label]
@@ -269,6 +287,9 @@ class RunSegments:
         if self._saveState is not None:
             self._saveState()
         elif self.history is not None:
+            if not self.history.IsRestorePreviousStateAvailable():
+                # What is there before the first step is what undo comes back to.
+                self._leave()
             self.history.SaveState()
         self._inStep = True
         # Each change would make the surface anew, which takes longer than a frame may.
@@ -281,20 +302,95 @@ class RunSegments:
         """End of the step that `begin` started; the surface in 3D follows now."""
         if self._inStep and self._hadSurface:
             self.segmentation.GetSegmentation().CreateRepresentation(_SURFACE)
+        if self._inStep and self.history is not None:
+            self._leave()
         self._inStep = self._hadSurface = False
+
+    def undo(self) -> None:
+        """Take back the last step of `history`; harmless when there is none.
+
+        Raises:
+            EditedSegmentError: segments were edited by hand since, which would be lost.
+        """
+        if self.history is None or not self.history.IsRestorePreviousStateAvailable():
+            return
+        if self.editedSinceStep():
+            raise EditedSegmentError(
+                _("A segment was edited by hand since, and undo would lose that."),
+                _("Take the edits back with Undo in Segment Editor first."),
+            )
+        step = self._left()
+        self.history.RestorePreviousState()
+        # Segment Editor's own undo leaves the state behind in which the step was edited by hand.
+        while self._left() == step and self.history.IsRestorePreviousStateAvailable():
+            self.history.RestorePreviousState()
+
+    def redo(self) -> None:
+        """Do again what was undone; an edit by hand has made the history forget it."""
+        if self.history is not None and self.history.IsRestoreNextStateAvailable():
+            self.history.RestoreNextState()
+
+    def editedSinceStep(self) -> bool:
+        """Whether somebody else changed the voxels of any segment since the last step here.
+
+        That is told by the segments' own tags, so that it holds also for the states of `history`:
+        going back further may lose edits, too.
+        """
+        return self._left().partition(" ")[2] != self._signature()
+
+    def _left(self) -> str:
+        ids = list(self._segmentIds().values())
+        return readTag(self.segmentation.GetSegmentation().GetSegment(ids[0]), LEFT) if ids else ""
+
+    def _leave(self) -> None:
+        ids = list(self._segmentIds().values())
+        if ids:
+            segment = self.segmentation.GetSegmentation().GetSegment(ids[0])
+            segment.SetTag(LEFT, f"{uuid.uuid4().hex} {self._signature()}")
+
+    def _signature(self) -> str:
+        """Of the voxels of all segments, the user's own included."""
+        self._sync()
+        labels = {segmentId: label for label, segmentId in self._segmentIds().items()}
+        found = []
+        for segmentId in sorted(self.segmentation.GetSegmentation().GetSegmentIDs()):
+            known = self._checksums.get(labels.get(segmentId, ""))
+            found.append((segmentId, self._otherChecksum(segmentId) if known is None else known))
+        return hashlib.sha256(repr(found).encode()).hexdigest()
+
+    def _otherChecksum(self, segmentId: str) -> str:
+        """Of a segment that no label has, on whatever grid it is."""
+        segment = self.segmentation.GetSegmentation().GetSegment(segmentId)
+        image = segment.GetRepresentation(_BINARY)
+        if image is None or isEmpty(image):
+            return ""
+        stamp = (image.GetAddressAsString(""), image.GetMTime())
+        if self._others.get(segmentId, (None, ""))[0] != stamp:
+            mask = imageVoxels(image) == segment.GetLabelValue()
+            box = boundingBox(mask)
+            place = imageAffine(image).round(4).tolist(), image.GetExtent()[::2]
+            told = ""
+            if box is not None:
+                first = [s.start + n for s, n in zip(box, place[1][::-1], strict=True)]
+                told = f"{place[0]} {first} {maskChecksum(mask[box])}"
+            self._others[segmentId] = (stamp, told)
+        return self._others[segmentId][1]
 
     def checkCut(self, label: str, threshold: float | None = None) -> None:
         """Raise what `recut` would."""
         if threshold is not None and not LOWEST <= threshold <= 1:
             raise SettingError(
-                f"The threshold of '{label}' is {threshold:g}.", f"Give a value from {LOWEST} to 1."
+                _("The threshold of '{label}' is {threshold:g}.").format(
+                    label=label, threshold=threshold
+                ),
+                _("Give a value from {lowest} to 1.").format(lowest=LOWEST),
             )
         if self.edited(label):
             raise EditedSegmentError(
                 _("The segment of '{label}' was edited by hand and stays as it is.").format(
                     label=label
                 ),
-                _("Undo the edits to go on with the threshold, or run the model again."),
+                _("Take the edits back with Undo in Segment Editor, or run the model again."),
             )
 
     def recut(self, label: str, threshold: float | None = None, dropped: list | None = None) -> int:
@@ -367,8 +463,9 @@ class RunSegments:
             self._modify(segmentId, lost, logic.MODE_MERGE_MIN, 0)
         flat[gained], flat[lost] = True, False
         segment = self._segment(label)
+        self._checksums[label] = maskChecksum(mask)
         if sign:
-            segment.SetTag(CHECKSUM, maskChecksum(mask))
+            segment.SetTag(CHECKSUM, self._checksums[label])
         image = segment.GetRepresentation(_BINARY)
         self._stamps[label] = (
             image.GetAddressAsString(""), image.GetMTime(), readTag(segment, CHECKSUM)

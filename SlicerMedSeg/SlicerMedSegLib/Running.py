@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +106,19 @@ class WarmWorker:
         options: RunOptions | dict | None = None,
         progress: Progress | None = None,
         finished: Callable[[Request], None] | None = None,
+        wanted: Sequence[Mapping[str, str]] = (),
     ) -> Request:
         """Segment Images by input key; returns at once, `finished` is called with the request.
+
+        Args:
+            wanted: as `WorkerClient.predict` takes it.
 
         Raises:
             SettingError, InputError: an option or an image that cannot be sent.
         """
-        return self._watched(self.client.predict(model, images, options, progress, finished))
+        return self._watched(
+            self.client.predict(model, images, options, progress, finished, wanted)
+        )
 
     def cancel(self, request: Request) -> None:
         """End a request within about a second; the worker stays warm when it hears of it."""

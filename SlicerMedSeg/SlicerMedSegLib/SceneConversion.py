@@ -8,6 +8,8 @@ from vtk.util.numpy_support import numpy_to_vtk
 from medsegcore.errors import ColorImageError, EmptyImageError, GeometryError
 from medsegcore.imaging import Image
 
+from .Translation import _
+
 
 def imageFromVolumeNode(node, copy: bool = True) -> Image:
     """A scalar volume node as an Image in the world's RAS, its parent transforms applied.
@@ -26,13 +28,14 @@ def imageFromVolumeNode(node, copy: bool = True) -> Image:
     """
     if node is None or node.GetImageData() is None:
         raise EmptyImageError(
-            "The volume has no voxels." if node else "No volume is chosen.", "Choose a volume."
+            _("The volume has no voxels.") if node else _("No volume is chosen."),
+            _("Choose a volume."),
         )
     if node.GetImageData().GetNumberOfScalarComponents() != 1:
         count = node.GetImageData().GetNumberOfScalarComponents()
         raise ColorImageError(
-            f"The volume has {count} values per voxel (RGB or vectors).",
-            "A gray-scale volume is needed.",
+            _("The volume has {count} values per voxel (RGB or vectors).").format(count=count),
+            _("A gray-scale volume is needed."),
         )
     transform = node.GetParentTransformNode()
     if transform is not None and not transform.IsTransformToWorldLinear():
@@ -61,7 +64,9 @@ def parentToWorld(node) -> np.ndarray:
     if transform is None:
         return np.eye(4)
     if not transform.IsTransformToWorldLinear():
-        raise GeometryError("The volume is under a transform that is not linear.", "Harden it.")
+        raise GeometryError(
+            _("The volume is under a transform that is not linear."), _("Harden it.")
+        )
     matrix = vtk.vtkMatrix4x4()
     transform.GetMatrixTransformToWorld(matrix)
     return slicer.util.arrayFromVTKMatrix(matrix)

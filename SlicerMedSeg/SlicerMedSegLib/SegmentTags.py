@@ -8,6 +8,8 @@ MIN_ML = "MedSeg.MinLesionMl"
 ONE_PIECE = "MedSeg.OnePiece"
 DROPPED = "MedSeg.Dropped"
 CHECKSUM = "MedSeg.Checksum"
+# Of the first segment: the last step of the panel, and checksum of all segments as it left them.
+LEFT = "MedSeg.Left"
 
 
 def readTag(segment, name: str) -> str:

@@ -70,7 +70,11 @@ class Segmentation:
         self.error: Exception | None = None
         self._worker, self._scene, self._finished = worker, scene, finished
         options = RunOptions.of(options)
-        description, itsTitle = describeRun(model, options)
+        descriptions, itsTitle = describeRun(model, options)
+        description = descriptions[0]
+        # The computer of the worker may have another model of that name.
+        wanted = [{"id": d.id, "version": d.version, "sha256": d.weights.sha256}
+                  for d in descriptions]  # fmt: skip
         check_keys(description, inputNodes)
         _checkNotTwice(inputNodes)
         self._reference: Any = inputNodes[description.reference_of(inputNodes)]
@@ -85,7 +89,7 @@ class Segmentation:
         self._steps: EventLoopSteps | None = None
 
         def send(images: dict) -> None:
-            self.request = worker.predict(model, images, options, progress, self._received)
+            self.request = worker.predict(model, images, options, progress, self._received, wanted)
 
         reading = self._read(inputNodes, frames or {}, send)
         if live:
@@ -164,23 +168,26 @@ class Segmentation:
         if node is None or self._scene.IsNodePresent(node):
             return
         raise MissingInputError(
-            f"The volume '{node.GetName()}' was removed while the model was running.",
-            "Load it again and run again.",
+            _("The volume '{name}' was removed while the model was running.").format(
+                name=node.GetName()
+            ),
+            _("Load it again and run again."),
         )
 
 
-def describeRun(model: str, options: RunOptions) -> tuple[ModelDescription, str]:
-    """The model that a run begins with, and a title that names all of its models.
+def describeRun(model: str, options: RunOptions) -> tuple[list[ModelDescription], str]:
+    """The models of a run, the one that it begins with first, and a title that names them all.
 
     Raises:
         ModelError: one of them is not there, or they do not go together.
     """
-    first, *others = [ModelStore().find(m).description for m in (model, *options.ensemble)]
-    check_same_task([first, *others])
+    models = [ModelStore().find(m).description for m in (model, *options.ensemble)]
+    check_same_task(models)
+    first, *others = models
     if not others:
-        return first, first.title
+        return models, first.title
     names = ", ".join(description.id for description in others)
-    return first, _("{title} together with {names}").format(title=first.title, names=names)
+    return models, _("{title} together with {names}").format(title=first.title, names=names)
 
 
 def _checkReferenceIsVolume(node) -> None:
@@ -201,7 +208,9 @@ def _checkNotTwice(inputNodes: dict) -> None:
             continue
         if node.GetID() in seen:
             raise MissingInputError(
-                f"The same volume is chosen for '{seen[node.GetID()]}' and '{key}'.",
-                "Choose a different volume for each input.",
+                _("The same volume is chosen for '{first}' and '{second}'.").format(
+                    first=seen[node.GetID()], second=key
+                ),
+                _("Choose a different volume for each input."),
             )
         seen[node.GetID()] = key

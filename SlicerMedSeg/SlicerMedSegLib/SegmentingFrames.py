@@ -48,7 +48,7 @@ class SegmentationSeries:
         self._common = (worker, scene, model, inputNodes, options)
         self._progress, self._finished = progress, finished
         self._region, self._live = region, live
-        description, self._title = describeRun(model, RunOptions.of(options))
+        (description, *_others), self._title = describeRun(model, RunOptions.of(options))
         self._sets = frameSets(inputNodes, frames)
         series = [key for key, frame in frames.items() if frame == ALL_FRAMES]
         # What the answers lie on leads; else what shows frames in the views.

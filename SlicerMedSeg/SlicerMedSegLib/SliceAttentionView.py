@@ -47,7 +47,7 @@ class SliceAttentionView:
         count = table.GetNumberOfColumns() - 3 if table is not None else 0
         if count < 1 or table.GetNumberOfRows() != count:
             raise MissingInputError(
-                "The table holds no slice attention.", "Choose another map, or run again."
+                _("The table holds no slice attention."), _("Choose another map, or run again.")
             )
         columns = [_numbers(table.GetColumn(n)) for n in range(count + 3)]
         self.title = tableNode.GetAttribute(TITLE) or tableNode.GetName()
@@ -210,7 +210,9 @@ class SliceAttentionView:
             origin += direction * (reach.min() + np.ptp(reach) / 4)
         affine[:3, 2] = self.normal * step
         affine[:3, 3] = origin
-        self.weights = self._add("vtkMRMLScalarVolumeNode", f"{self.title}: weights")
+        self.weights = self._add(
+            "vtkMRMLScalarVolumeNode", _("{title}: weights").format(title=self.title)
+        )
         self.weights.SetAttribute(TITLE, self.title)
         # Made again when the map is chosen again.
         self.weights.SetSaveWithScene(0)

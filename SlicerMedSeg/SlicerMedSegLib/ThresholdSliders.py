@@ -126,7 +126,10 @@ class _Row:
         self.slider.blockSignals(blocked)
         if edited:
             self.disable(
-                _("Edited by hand: it stays as it is. Undo the edits to move the threshold.")
+                _(
+                    "Edited by hand: it stays as it is. To move the threshold, take the edits back"
+                    " with Undo in Segment Editor."
+                )
             )
             return
         self.reason.setText("")

@@ -33,7 +33,7 @@ from medsegcore.inference import Predictor
 from medsegcore.worker import protocol
 from medsegcore.worker.client import WorkerClient
 from medsegcore.worker.protocol import Parser, ProtocolError, RunOptions
-from medsegcore.worker.warm import WarmModels
+from medsegcore.worker.warm import WarmModels, find_model
 
 MODEL = "ms-lesion-rsanet"
 CPU = {"device": "cpu"}
@@ -128,10 +128,10 @@ def check_same(result, expected):
 @pytest.mark.parametrize("folder", [f"/their/models/{MODEL}", rf"C:\\their models\\{MODEL}"])
 def test_a_folder_of_another_computer_goes_by_its_name(folder):
     models = WarmModels(lambda: None)
-    predictor = models.get(folder, RunOptions(device="cpu"))
+    predictor = models.get(find_model(folder), RunOptions(device="cpu"))
     assert predictor.description.id == MODEL
     with pytest.raises(ModelNotFoundError, match="/their/models/unknown"):
-        models.get("/their/models/unknown", RunOptions(device="cpu"))
+        find_model("/their/models/unknown")
 
 
 def test_the_worker_answers_as_the_predictor_does_and_stays_for_the_next(warm, small, expected):
@@ -542,18 +542,18 @@ def test_the_last_three_models_are_kept_and_a_replaced_one_is_read_again(shipped
     for path in paths:
         shutil.copytree(shipped_model.path, path)
     models, options = WarmModels(lambda: None), RunOptions(device="cpu")
-    loaded = [models.get(path, options) for path in paths]
+    loaded = [models.get(find_model(path), options) for path in paths]
     assert all(isinstance(predictor, Predictor) for predictor in loaded)
-    assert models.get(paths[3], options) is loaded[3]
-    assert models.get(paths[1], options) is loaded[1]
-    assert models.get(paths[0], options) is not loaded[0]
+    assert models.get(find_model(paths[3]), options) is loaded[3]
+    assert models.get(find_model(paths[1]), options) is loaded[1]
+    assert models.get(find_model(paths[0]), options) is not loaded[0]
     assert len(models._models) == 3
     description = ModelFolder.read(paths[1]).description
     label = description.labels[0].model_copy(update={"threshold": 0.77})
     ModelFolder.read(paths[1]).with_description(
         description.model_copy(update={"labels": [label, *description.labels[1:]]})
     )
-    assert models.get(paths[1], options).description.labels[0].threshold == 0.77
+    assert models.get(find_model(paths[1]), options).description.labels[0].threshold == 0.77
 
 
 def test_options_survive_the_stream():

@@ -6,6 +6,7 @@ import pytest
 import slicer
 
 from medsegcore.imaging import Image, grid_with_spacing, resample
+from medsegcore.inference import SpatialAttention
 
 MODEL = "ms-lesion-rsanet"
 
@@ -145,6 +146,32 @@ def test_a_preview_takes_an_attention_map_off_the_views_first(
     host.click(part._ui.blendButton)
     assert {view[:2] for view in views()} == {(nodes["flair"].GetID(), nodes["t2"].GetID())}
     host.click(part._ui.blendButton)
+    assert views() == before
+
+
+@pytest.mark.parametrize("leave", ["exit", "cleanup"])
+def test_a_map_shown_over_a_preview_ends_it_and_the_views_come_back(
+    host, panel, part, nodes, small, make_result, leave
+):
+    from SlicerMedSegLib.ResultToScene import addResultToScene
+
+    slicer.util.setSliceViewerLayers(
+        background=nodes["t1"], foreground=nodes["flair"], foregroundOpacity=0.25, fit=True
+    )
+    before = views()
+    bright = np.clip(small["flair"].array / small["flair"].array.max(), 0, 1).astype(np.float32)
+    maps = [SpatialAttention("bright", "Brightness", bright, 1.0)]
+    result = make_result({"Bright": bright}, small, attention=maps)
+    shown = addResultToScene(result, slicer.mrmlScene, nodes["flair"], "Bright")
+    panel.attentionPart.setRun("Bright")
+    host.wait(0)
+    host.click(part._ui.blendButton)
+    host.click(panel.ui.attentionSection)
+    host.click(panel.attentionPart.ui.showButton)
+    assert not part._ui.blendButton.checked
+    ids = nodes["t1"].GetID(), shown.attention["bright"].GetID()
+    assert {view[:2] for view in views()} == {ids}
+    getattr(panel, leave)()
     assert views() == before
 
 

@@ -165,6 +165,78 @@ def test_an_edited_segment_is_left_alone_and_the_panel_says_why(
     host.screenshot(tmp_path / "edited.png")
 
 
+def paint(nodes, flair, k, segmentId="Segment_1"):
+    """As Segment Editor does; gives the history of its own that its Undo goes through."""
+    import slicer
+
+    editor = slicer.vtkSegmentationHistory()
+    editor.SetSegmentation(nodes.segmentation.GetSegmentation())
+    editor.SaveState()
+    array = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, segmentId, flair)
+    array = array.copy()
+    array[k : k + 2, 60:63, 60:63] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(array, nodes.segmentation, segmentId, flair)
+    return editor
+
+
+def test_undo_never_takes_back_what_was_painted_by_hand(host, panel, nodes, flair, qt):
+    ui, before = panel.resultsUi, voxels(nodes, flair)
+    host.dragSlider(panel.results.sliders.slider(LABEL), 0.2)
+    settle(host)
+    dragged = voxels(nodes, flair)
+    editor = paint(nodes, flair, 60)
+    painted = voxels(nodes, flair)
+    assert painted > dragged
+    # The shortcut is faster than the panel's look at what has changed.
+    host.key(ui.lesionTable, qt.Qt.Key_Z, qt.Qt.ControlModifier)
+    assert voxels(nodes, flair) == painted
+    assert "Segment Editor" in ui.messageLabel.text
+    settle(host)
+    assert not ui.undoButton.enabled
+    assert "Undo in Segment Editor" in ui.undoButton.toolTip
+    assert "Undo in Segment Editor" in panel.results.sliders.reason(LABEL)
+    # What the panel did to the painted segment can be undone, but nothing from before.
+    host.wait(250)
+    settle(host)
+    clickCell(host, panel, 0, "Keep")
+    settle(host)
+    assert voxels(nodes, flair) < painted
+    host.click(ui.undoButton)
+    settle(host)
+    assert voxels(nodes, flair) == painted
+    assert not ui.undoButton.enabled
+    editor.RestorePreviousState()
+    host.wait(250)
+    settle(host)
+    assert voxels(nodes, flair) == dragged
+    host.click(ui.undoButton)
+    settle(host)
+    assert voxels(nodes, flair) == before
+
+
+def test_undo_never_takes_away_a_segment_that_the_user_has_added(host, panel, nodes, flair):
+    segmentation = nodes.segmentation.GetSegmentation()
+    host.dragSlider(panel.results.sliders.slider(LABEL), 0.2)
+    settle(host)
+    own = segmentation.AddEmptySegment("mine", "mine")
+    paint(nodes, flair, 60, own)
+    panel.results.refresh()
+    settle(host)
+    assert not panel.resultsUi.undoButton.enabled
+    panel.results.undo()
+    assert voxels(nodes, flair) > 0
+    assert list(segmentation.GetSegmentIDs()) == ["Segment_1", "mine"]
+    # It is there before the next step, which can be undone without it.
+    host.dragSlider(panel.results.sliders.slider(LABEL), 0.6)
+    settle(host)
+    raised = voxels(nodes, flair)
+    host.click(panel.resultsUi.undoButton)
+    settle(host)
+    assert voxels(nodes, flair) > raised
+    assert list(segmentation.GetSegmentIDs()) == ["Segment_1", "mine"]
+    assert not panel.resultsUi.undoButton.enabled
+
+
 def test_lesions_are_sorted_by_the_titles(host, panel):
     volumes = [float(v) for v in column(panel, "Volume [ml]")]
     assert len(volumes) > 5

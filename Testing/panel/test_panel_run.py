@@ -104,6 +104,41 @@ def test_volumes_become_a_result_and_the_second_click_starts_at_once(
     assert len(findRuns(slicer.mrmlScene)) == 2
 
 
+@pytest.mark.parametrize("shows", [False, True], ids=["images are read", "the result is shown"])
+def test_a_panel_that_closes_while_it_works_leaves_nothing_to_go_on(
+    host, panel, addSample, monkeypatch, shows
+):
+    from SlicerMedSegLib import Steps
+
+    def slowly():
+        monkeypatch.setattr(Steps, "SLAB_BYTES", 1)
+        monkeypatch.setattr(Steps, "TOGETHER_SECONDS", 0)
+
+    addSample(CROP)
+    ui = ready(host, panel)
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    if not shows:
+        slowly()
+    host.click(ui.segmentButton)
+    run = panel.runPart._run
+    if shows:
+        host.waitUntil(lambda: run.request is not None)
+        slowly()
+        host.waitUntil(lambda: run.request.done)
+        host.waitUntil(lambda: slicer.mrmlScene.GetNumberOfNodes() > before)
+        assert run.nodes is None
+    else:
+        assert run.request is None
+    panel.cleanup()
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+    assert children() == []
+    # As long as the rest of it would have taken.
+    host.wait(1500)
+    assert children() == []
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+    assert findRuns(slicer.mrmlScene) == {}
+
+
 def test_a_run_is_cancelled_within_about_a_second_and_the_next_click_works(host, panel, addSample):
     addSample(CROP)
     ui = ready(host, panel)

@@ -7,6 +7,7 @@ import vtk
 
 from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.inference import SpatialAttention
+from medsegcore.inference.attention import BIT, DEVIATION
 from SlicerMedSegLib.AttentionDisplay import AttentionDisplay, attentionMaps
 from SlicerMedSegLib.CorrelationProbe import CorrelationProbe
 from SlicerMedSegLib.CorrelationStore import loadCorrelation
@@ -97,12 +98,42 @@ def test_the_map_has_a_color_legend_in_slice_views_alone(core, nodes, views):
     display.show(volume)
     legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(volume)
     assert legend.GetVisibility()
-    assert legend.GetTitleText() == "Decoder activation"
+    assert legend.GetTitleText() == "Decoder activation\n(share of the highest value)"
     assert [legend.IsDisplayableInView(v.node.GetID()) for v in views] == [1, 1]
     assert not legend.IsDisplayableInView("vtkMRMLViewNode1")
     with_legend = views[0].capture()
     legend.SetVisibility(0)
     assert not np.array_equal(views[0].capture(), with_legend)
+
+
+def test_uncertainty_is_shown_by_its_own_values_in_a_window_that_is_the_same_for_all_cases(
+    core, flair, rater_probability, ms_images, make_result, tmp_path
+):
+    quarter = (0.25 * rater_probability).astype(np.float32)
+    maps = [
+        SpatialAttention("uncertainty_dropout", "Over dropout", quarter, 1.0, DEVIATION),
+        SpatialAttention("uncertainty_entropy", "Entropy", rater_probability, 1.0, BIT),
+    ]
+    result = make_result({"MS lesion": rater_probability}, ms_images, attention=maps)
+    addResultToScene(result, core.scene, flair, "unsure")
+    core.saveScene(tmp_path / "scene.mrb")
+    with EmbeddedCore() as opened:
+        opened.loadScene(tmp_path / "scene.mrb")
+        shown = {m.key: m.node for m in attentionMaps(opened.scene, "unsure")}
+        display = AttentionDisplay(opened.scene)
+        for key, highest, text in (
+            ("uncertainty_dropout", 0.5, "(standard deviation of the probability)"),
+            ("uncertainty_entropy", 1.0, "(entropy in bit)"),
+        ):
+            node = shown[key]
+            display.show(node)
+            legend = slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
+            assert legend.GetTitleText().splitlines()[1] == text
+            window = node.GetDisplayNode()
+            assert (window.GetWindowLevelMin(), window.GetWindowLevelMax()) == (0, highest)
+            assert window.GetLowerThreshold() == pytest.approx(0.05 * highest)
+            display.setWindow(0.0, highest / 2)
+            assert window.GetLowerThreshold() == pytest.approx(0.05 * highest)
 
 
 def test_a_view_that_does_not_show_the_map_has_no_legend(core, nodes, views, flair):

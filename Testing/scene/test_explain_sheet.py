@@ -8,6 +8,8 @@ from vtk.util.numpy_support import vtk_to_numpy
 from medsegcore.errors import MissingInputError, OutputError, SettingError
 from medsegcore.imaging import Image, reorient
 from medsegcore.inference import SpatialAttention
+from SlicerMedSegLib import ExplainSheet
+from SlicerMedSegLib.Colors import overlayColor
 from SlicerMedSegLib.Drawing import textPicture
 from SlicerMedSegLib.ExplainSheet import GAP, HEADER, PANEL, explainSheet
 from SlicerMedSegLib.LesionTable import LesionTable
@@ -93,6 +95,33 @@ def test_without_an_overlay_the_probability_is_shown(table, flair, tmp_path):
     gray = panel(picture, 0, 3)
     colored = (gray.max(axis=-1) - gray.min(axis=-1)) > 40
     assert 50 < colored.sum() < 0.4 * colored.size
+
+
+@pytest.mark.parametrize(("unit", "highest", "says"), [
+    ("share", 1.0, "share of the highest value; clear below 0.05"),
+    ("standard deviation", 0.5, "standard deviation of the probability; clear below 0.025"),
+    ("bit", 1.0, "entropy in bit; clear below 0.05"),
+])  # fmt: skip
+def test_the_sheet_says_what_its_colors_mean(
+    core, nodes, table, flair, ms_images, make_result, rater_probability, tmp_path, monkeypatch,
+    unit, highest, says,
+):  # fmt: skip
+    """The same colors for a map that is half as high as it can be, whatever its unit."""
+    half = np.full(ms_images["flair"].shape, highest / 2, np.float32)
+    maps = [SpatialAttention("map", "Map", half, 1.0, unit)]
+    result = make_result({"MS lesion": rater_probability}, ms_images, attention=maps)
+    overlay = addResultToScene(result, core.scene, flair, "other").attention["map"]
+    said = []
+    draw = ExplainSheet.drawText
+    monkeypatch.setattr(
+        ExplainSheet, "drawText", lambda *a, **k: said.append(a[3]) or draw(*a, **k)
+    )
+    picture = read(explainSheet(table, flair, tmp_path / "sheet.png", overlay))
+    assert says in said
+    assert [f"{highest:g}", f"{highest / 2:g}"] == [said[said.index(says) - n] for n in (1, 2)]
+    # Air is black below it.
+    middle = 255 * 0.75 * np.array(overlayColor(0.5))
+    assert (np.abs(panel(picture, 0, 3) - middle) < 4).all(axis=-1).mean() > 0.1
 
 
 def test_the_chosen_lesions_are_shown(table, flair, tmp_path):

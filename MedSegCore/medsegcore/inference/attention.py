@@ -8,6 +8,13 @@ import numpy as np
 from medsegcore.imaging import Grid, Image
 from medsegcore.inference.tiling import Tiling, gaussian_line
 
+# What the values of a spatial map are: a share of the map's own highest value, or absolute.
+SHARE = "share"
+DEVIATION = "standard deviation"
+BIT = "bit"
+# What a value of each can be at most; a probability deviates by 0.5 where half of all say 1.
+HIGHEST = {SHARE: 1.0, DEVIATION: 0.5, BIT: 1.0}
+
 # Array axis [k, j, i] of a grid in RAS orientation along which a direction's slices are counted.
 AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
 
@@ -18,14 +25,17 @@ class SpatialAttention:
 
     Attributes:
         key, title: as the model declares them.
-        values: float32 [k, j, i] on the reference grid, 0..1.
-        scale: what the network's own value was where `values` is 1 (99.9th percentile).
+        values: float32 [k, j, i] on the reference grid, from 0 to `HIGHEST` of the unit.
+        scale: what the network's own value was where `values` is 1: of a share the 99.9th
+            percentile, otherwise 1.
+        unit: `SHARE`, `DEVIATION` (of the probability) or `BIT`.
     """
 
     key: str
     title: str
     values: np.ndarray
     scale: float
+    unit: str = SHARE
 
     kind = "spatial"
 

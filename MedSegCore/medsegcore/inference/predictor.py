@@ -21,6 +21,9 @@ from medsegcore.errors import (
 )
 from medsegcore.imaging import Grid, Image, Region, resample
 from medsegcore.inference.attention import (
+    DEVIATION,
+    HIGHEST,
+    SHARE,
     Attention,
     SpatialAttention,
     correlation_attention,
@@ -405,10 +408,12 @@ class Predictor:
                 maps.append(summed.result(spec.key, spec.title, prepared.grid))
             elif spec.key in collected.spatial:
                 values = np.where(inside, collected.spatial[spec.key], 0)
-                scale = float(np.percentile(values[inside], 99.9)) or 1.0
-                scaled = Image(np.clip(values / scale, 0, 1), prepared.grid.affine)
+                unit, scale = DEVIATION, 1.0
+                if spec not in (SPREAD, DROPOUT):
+                    unit, scale = SHARE, float(np.percentile(values[inside], 99.9)) or 1.0
+                scaled = Image(np.clip(values / scale, 0, HIGHEST[unit]), prepared.grid.affine)
                 array = resample(scaled, prepared.reference).array
-                maps.append(SpatialAttention(spec.key, spec.title, array, scale))
+                maps.append(SpatialAttention(spec.key, spec.title, array, scale, unit))
                 clock.step()
             elif collected.correlation.get(spec.key):
                 parts = collected.correlation[spec.key]

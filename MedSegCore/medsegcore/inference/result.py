@@ -18,6 +18,7 @@ from medsegcore.errors import OutputError, SettingError, UnreadableImageError
 from medsegcore.files import write_file
 from medsegcore.imaging import Grid, Image, read_image, resample, to_sitk, write_image
 from medsegcore.inference.attention import (
+    SHARE,
     Attention,
     CorrelationAttention,
     SliceAttention,
@@ -177,7 +178,7 @@ class Result:
                 "kind": attention.kind,
             }
             if isinstance(attention, SpatialAttention):
-                entry["scale"] = attention.scale
+                entry["scale"], entry["unit"] = attention.scale, attention.unit
             elif isinstance(attention, CorrelationAttention):
                 entry["affine"] = attention.affine.tolist()
             else:
@@ -232,7 +233,8 @@ class Result:
 def _load_attention(entry: dict[str, Any], folder: Path) -> Attention:
     if entry["kind"] == "spatial":
         values = read_image(folder / f"attention_{entry['key']}.nii.gz").array
-        return SpatialAttention(entry["key"], entry["title"], values, entry["scale"])
+        unit = entry.get("unit", SHARE)
+        return SpatialAttention(entry["key"], entry["title"], values, entry["scale"], unit)
     if entry["kind"] == "correlation":
         with np.load(folder / f"attention_{entry['key']}.npz", allow_pickle=False) as file:
             maps = file["maps"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medsegcore.inference.attention import SpatialAttention
+from medsegcore.inference.attention import BIT, DEVIATION, SpatialAttention
 from medsegcore.models import AttentionSpec
 
 # How far the mirrored views of a tile disagree; the predictor collects it tile by tile.
@@ -40,7 +40,7 @@ def entropy_map(probabilities: Mapping[str, np.ndarray]) -> SpatialAttention:
         probabilities: float32 [k, j, i] by label name, on the reference grid.
     """
     together = np.sum(list(probabilities.values()), axis=0)
-    return SpatialAttention(ENTROPY_KEY, ENTROPY_TITLE, binary_entropy(together), 1.0)
+    return SpatialAttention(ENTROPY_KEY, ENTROPY_TITLE, binary_entropy(together), 1.0, BIT)
 
 
 def ensemble_map(members: Sequence[Mapping[str, np.ndarray]]) -> SpatialAttention:
@@ -50,7 +50,5 @@ def ensemble_map(members: Sequence[Mapping[str, np.ndarray]]) -> SpatialAttentio
         members: each model's probabilities, float32 [k, j, i] by label name, on one grid.
     """
     together = [np.sum(list(probabilities.values()), axis=0) for probabilities in members]
-    deviation = np.std(together, axis=0)
-    scale = float(np.percentile(deviation, 99.9)) or 1.0
-    values = np.clip(deviation / scale, 0, 1).astype(np.float32)
-    return SpatialAttention(ENSEMBLE_KEY, ENSEMBLE_TITLE, values, scale)
+    deviation = np.std(together, axis=0).astype(np.float32)
+    return SpatialAttention(ENSEMBLE_KEY, ENSEMBLE_TITLE, deviation, 1.0, DEVIATION)

@@ -141,8 +141,13 @@ class WorkerClient:
         options: RunOptions | Mapping[str, Any] | None = None,
         progress: Progress | None = None,
         finished: Callable[[Request], None] | None = None,
+        wanted: Sequence[Mapping[str, str]] = (),
     ) -> Request:
         """Segment one case; the answer is a `Result`. The images must not change meanwhile.
+
+        Args:
+            wanted: id, version and sha256 of the model and of each of the ensemble; the worker
+                refuses others. It takes what it finds when this is empty.
 
         Raises:
             SettingError, InputError: an option or an image that cannot be sent.
@@ -151,7 +156,8 @@ class WorkerClient:
         import medsegcore.inference  # noqa: F401
 
         message = {
-            "request": "predict", "model": model, "options": RunOptions.of(options).to_json()
+            "request": "predict", "model": model, "options": RunOptions.of(options).to_json(),
+            "wanted": [dict(each) for each in wanted],
         }  # fmt: skip
         for key, image in images.items():
             if image.array.dtype.kind not in "biuf":

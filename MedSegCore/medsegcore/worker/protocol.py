@@ -7,13 +7,16 @@ with "bytes": N is followed by N raw bytes: a frame, one part of an array.
     hello {protocol, share: {folder}}             result {protocol, version, devices, token,
                                                     machine}
     load {model, options}                         result {model, device, need_mb, free_mb}
-    predict {model, images, options}              result {grid, labels, arrays, ...}
+    predict {model, images, options, wanted}      result {grid, labels, arrays, ...}
     cancel {target}                               error of the target, with code run.cancelled
     quit
     frame {array, bytes} before a predict         frame {array, bytes} before a result
 
 While a request runs: progress {stage, done, total, eta_s}, log {text}; in the end one result or
 one error {code, message, action}.
+
+A model is an id or a folder; "wanted" says which ones are meant, {id, version, sha256} of the model
+and then of each of the ensemble, because the worker's computer may have others; it may be empty.
 
 An array is named by {"array": NAME, "dtype", "shape"}. When both ends share a disk it is the file
 NAME.npy in the client's private folder, otherwise the frames of that name.
@@ -357,10 +360,11 @@ def decode_result(message: Mapping[str, Any], get: Get) -> "Result":
 
 def _decode_attention(entry: Mapping[str, Any], array: np.ndarray) -> Any:
     from medsegcore.inference import CorrelationAttention, SliceAttention, SpatialAttention
+    from medsegcore.inference.attention import SHARE
 
     key, title = entry["key"], entry["title"]
     if entry["kind"] == "spatial":
-        return SpatialAttention(key, title, array, entry["scale"])
+        return SpatialAttention(key, title, array, entry["scale"], entry.get("unit", SHARE))
     if entry["kind"] == "correlation":
         return CorrelationAttention(key, title, array, np.array(entry["affine"]))
     centers, normal = np.array(entry["centers_ras"]), np.array(entry["normal_ras"])

@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -28,7 +28,10 @@ from medsegcore.imaging import Region
 from medsegcore.worker import protocol
 from medsegcore.worker.machine import describe_machine
 from medsegcore.worker.protocol import Arrays, Parser, ProtocolError, RunOptions
-from medsegcore.worker.warm import WarmModels, list_devices, memory_mb
+from medsegcore.worker.warm import WarmModels, find_model, list_devices, memory_mb
+
+if TYPE_CHECKING:
+    from medsegcore.models import ModelFolder
 
 
 def serve() -> None:
@@ -207,7 +210,7 @@ class Server:
         )  # fmt: skip
 
     def _load(self, request: int, message: dict) -> None:
-        predictor = self._warm(request, str(message["model"]), _options(message))
+        predictor = self._warm(request, find_model(str(message["model"])), _options(message))
         free, _ = memory_mb(str(predictor.device))
         description = predictor.description
         self._event(
@@ -216,9 +219,9 @@ class Server:
             model={"id": description.id, "version": description.version},
         )  # fmt: skip
 
-    def _warm(self, request: int, model: str, options: RunOptions) -> Any:
+    def _warm(self, request: int, folder: "ModelFolder", options: RunOptions) -> Any:
         self._event("progress", request, stage="load", done=0, total=1, eta_s=None)
-        predictor = self._models.get(model, options)
+        predictor = self._models.get(folder, options)
         self._event("progress", request, stage="load", done=1, total=1, eta_s=0.0)
         self._check()
         return predictor
@@ -238,11 +241,11 @@ class Server:
             ),
             "cancelled": lambda: request in self._cancelled,
         }  # fmt: skip
-        models = [str(message["model"]), *options.ensemble]
+        folders = _folders(message, options)
         if options.ensemble:
-            result = self._predict_together(request, models, options, images, settings)
+            result = self._predict_together(request, folders, options, images, settings)
         else:
-            result = self._warm(request, models[0], options).predict(images, **settings)
+            result = self._warm(request, folders[0], options).predict(images, **settings)
         sender = _Sender(self, request)
         try:
             encoded = protocol.encode_result(result, sender.put)
@@ -253,16 +256,20 @@ class Server:
             raise
 
     def _predict_together(
-        self, request: int, models: list[str], options: RunOptions, images: Any, settings: dict
+        self,
+        request: int,
+        folders: list["ModelFolder"],
+        options: RunOptions,
+        images: Any,
+        settings: dict,
     ) -> Any:
         from medsegcore.inference.ensemble import predict_in_turn
         from medsegcore.inference.preprocess import check_same_task
-        from medsegcore.models import ModelStore
 
-        check_same_task([ModelStore().find(model).description for model in models])
+        check_same_task([folder.description for folder in folders])
         # One after the other, so that they need no more memory than the largest.
-        members = (self._warm(request, model, options) for model in models)
-        return predict_in_turn(members, len(models), images, **settings)
+        members = (self._warm(request, folder, options) for folder in folders)
+        return predict_in_turn(members, len(folders), images, **settings)
 
     # Writing, from both threads.
 
@@ -331,6 +338,16 @@ def _options(message: Mapping[str, Any]) -> RunOptions:
         return RunOptions.of(message.get("options"))
     except (TypeError, AttributeError) as error:
         raise SettingError(f"The options are not of their types: {error}.") from error
+
+
+def _folders(message: Mapping[str, Any], options: RunOptions) -> list["ModelFolder"]:
+    """Of the model and of each of the ensemble, as the client wants them."""
+    models = [str(message["model"]), *options.ensemble]
+    wanted = message.get("wanted") or [None] * len(models)
+    try:
+        return [find_model(m, w) for m, w in zip(models, wanted, strict=True)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"wanted: {type(error).__name__}: {error}"[:200]) from error
 
 
 def _no_memory() -> OutOfMemoryError:

@@ -1,12 +1,16 @@
 """Models that are kept ready between runs, and the memory of the devices."""
 
-import contextlib
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from medsegcore.errors import OutOfMemoryError, is_out_of_memory
+from medsegcore.errors import (
+    ModelNotFoundError,
+    OtherModelError,
+    OutOfMemoryError,
+    is_out_of_memory,
+)
 from medsegcore.worker.protocol import RunOptions
 
 if TYPE_CHECKING:
@@ -78,17 +82,13 @@ class WarmModels:
         self._check = check
         self._models: OrderedDict[tuple[str, str, str], Predictor] = OrderedDict()
 
-    def get(self, model: str, options: RunOptions) -> "Predictor":
+    def get(self, folder: "ModelFolder", options: RunOptions) -> "Predictor":
         """The model on the device and in the precision of the options.
-
-        Args:
-            model: id or folder; of a folder on another computer, its name is taken for the id.
 
         Raises:
             ModelError, DeviceError: as `Predictor`.
             OutOfMemoryError: it does not fit, even alone.
         """
-        folder = _find(model)
         key = (str(folder.path.resolve()), options.device, options.precision)
         warm = self._models.pop(key, None)
         # The folder may have been replaced since.
@@ -130,14 +130,41 @@ class WarmModels:
             torch.cuda.empty_cache()
 
 
-def _find(model: str) -> "ModelFolder":
-    from medsegcore.errors import ModelNotFoundError
+def find_model(model: str, wanted: Mapping[str, str] | None = None) -> "ModelFolder":
+    """The model on this computer, which need not be the client's.
+
+    Args:
+        model: id or folder; of a folder that is not here, the wanted id counts, or its name.
+        wanted: id, version and sha256 of the weights, when only that one will do.
+
+    Raises:
+        ModelNotFoundError: it is not here.
+        OtherModelError: another one is.
+    """
     from medsegcore.models import ModelStore
 
     store = ModelStore()
     try:
-        return store.find(model)
+        folder = store.find(model)
     except ModelNotFoundError:
-        with contextlib.suppress(ModelNotFoundError):
-            return store.find(re.split(r"[\\/]", model)[-1])
-        raise
+        try:
+            folder = store.find(wanted["id"] if wanted else re.split(r"[\\/]", model)[-1])
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(
+                f"The worker has no model '{wanted['id'] if wanted else model}'.", error.action
+            ) from error
+    if wanted:
+        found = folder.description
+        here = (found.id, found.version, found.weights.sha256)
+        asked = (wanted["id"], wanted["version"], wanted["sha256"])
+        if here != asked:
+            raise OtherModelError(
+                f"The worker has the model {_named(*here)}, but {_named(*asked)} was asked for.",
+                "Copy the model's folder to the worker's computer, or choose the model that it "
+                "has.",
+            )
+    return folder
+
+
+def _named(model_id: str, version: str, sha256: str) -> str:
+    return f"'{model_id}' version {version} with the weights {sha256[:8]}"
