@@ -1,10 +1,13 @@
 """A training goes on as what it was: its recipe, its cases, and what the machine chose."""
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image as Picture
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medsegcore.errors import SettingError
 from medsegcore.training import facts
@@ -28,6 +31,18 @@ def begun(data, tmp_path):
     """A training of two steps that nobody has measured."""
     train(SMALL, data, tmp_path / "r", PLAN)
     return tmp_path / "r"
+
+
+def test_tensorboard_shows_patches_where_no_case_is_validated_on(begun):
+    events = EventAccumulator(str(begun / "curves"), size_guidance={"images": 0})
+    events.Reload()
+    (tag,) = events.Tags()["images"]
+    assert tag == "patch (reference white)"
+    steps = [event.step for event in events.Images(tag)]
+    assert steps == [1, 2]
+    picture = Picture.open(io.BytesIO(events.Images(tag)[0].encoded_image_string))
+    assert picture.size == (16, 16)
+    assert picture.getextrema()[0][1] > 0
 
 
 def test_a_training_of_a_few_steps_is_measured_or_goes_on(data, begun):

@@ -59,6 +59,9 @@ class SegmentationModule(L.LightningModule):
         objective.network.to(memory_format=layout)  # type: ignore[call-overload]
         self.objective = objective
         self.make_optimizer = make_optimizer
+        # Of a step that is to be shown: the first image, label and answer, by modality or "".
+        self.keep_shown = False
+        self.shown: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def configure_optimizers(self) -> Optimizer:
         return self.make_optimizer(p for p in self.objective.parameters() if p.requires_grad)
@@ -75,8 +78,14 @@ class SegmentationModule(L.LightningModule):
         logits, terms = self.objective(_laid_out(batch))
         for name, term in terms.items():
             self.log("loss" if name == "total" else f"loss_{name}", term.detach())
-        for name, answer, label in _pairs(logits, batch):
-            self.log("_".join(filter(None, ("batch_dice", name))), _overlap(answer, label))
+        for name, answer, part in _parts(logits, batch):
+            score = _overlap(answer, part["label"])
+            self.log("_".join(filter(None, ("batch_dice", name))), score)
+        if self.keep_shown:
+            self.shown = {
+                name: (part["image"][0], part["label"][0], answer[0].detach().argmax(dim=0))
+                for name, answer, part in _parts(logits, batch)
+            }
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return terms["total"]
 
@@ -90,13 +99,13 @@ def _laid_out(batch: Batch) -> dict[str, Any]:
     return {**batch, "image": in_layout(batch["image"])}
 
 
-def _pairs(logits: Any, batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(modality or "", logits, label) of each part of the batch."""
+def _parts(logits: Any, batch: Batch) -> Iterator[tuple[str, Tensor, Batch]]:
+    """(modality or "", logits, what they answer) of each part of the batch."""
     if isinstance(logits, dict):
         for name, part in logits.items():
-            yield name, part, batch[name]["label"]
+            yield name, part, batch[name]
     else:
-        yield "", logits, batch["label"]
+        yield "", logits, batch
 
 
 @torch.no_grad()

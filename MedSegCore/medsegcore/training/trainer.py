@@ -34,7 +34,7 @@ from medsegcore.training.runfile import (
     write_run,
 )
 from medsegcore.training.setup import Plan, Setup, set_up
-from medsegcore.training.validation import MONITOR, Validation
+from medsegcore.training.validation import MONITOR, PatchPictures, Validation
 
 Progress = Callable[[int, float, float, float | None], None]
 LAST, BEST, MODEL, CACHE = "last.ckpt", "best.ckpt", "model", "cache"
@@ -278,6 +278,11 @@ def _interval(plan: Plan) -> int | timedelta:
     return timedelta(minutes=plan.minutes / 20)
 
 
+def _interval_steps(plan: Plan) -> int:
+    """What lies between two pictures of patches."""
+    return VALIDATE_EVERY if plan.steps is None else math.ceil(plan.steps / 20)
+
+
 def _keepers(setup: Setup, plan: Plan, out: Path) -> list[Callback]:
     """Callbacks for validation and checkpoints."""
     keepers: list[Callback] = []
@@ -291,6 +296,8 @@ def _keepers(setup: Setup, plan: Plan, out: Path) -> list[Callback]:
                 enable_version_counter=False, save_on_train_epoch_end=False,
             )
         )  # fmt: skip
+    else:
+        keepers.append(PatchPictures(setup.description, _interval_steps(plan)))
     last = ModelCheckpoint(
         dirpath=out, filename=LAST.removesuffix(".ckpt"), every_n_train_steps=50,
         # All processes have to take part in saving, which one that failed alone cannot.
@@ -306,11 +313,12 @@ def check_start(out: Path, resume: bool) -> None:
         raise SettingError(
             f"There is no '{checkpoint}' to resume from.", "Start the training without resuming."
         )
-    if not resume and checkpoint.exists():
+    begun, made = checkpoint.exists(), (out / MODEL).exists()
+    if not resume and begun and not (made and ModelFolder.read(out / MODEL).description.metrics):
         raise SettingError(
             f"'{out}' holds a training already.", "Resume it or choose another folder."
         )
-    if not resume and (out / MODEL).exists():
+    if not resume and made:
         raise OutputError(f"'{out / MODEL}' exists already.", "Choose another folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,51 @@ class Validation(Callback):
         pl_module.log(MONITOR, float(np.mean(means)) if means else 1.0)
 
 
+class PatchPictures(Callback):
+    """The first patch of a batch with its answer, now and then, where no case is validated on.
+
+    Args:
+        every: steps from one to the next.
+    """
+
+    def __init__(self, description: ModelDescription, every: int):
+        self.description, self.every = description, every
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        pl_module.keep_shown = trainer.global_step % self.every == 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        shown, pl_module.shown = pl_module.shown, {}
+        if not isinstance(trainer.logger, TensorBoardLogger):
+            return
+        for name, (image, label, answer) in shown.items():
+            seen = image[self._reference(len(image))]
+            # A slice is a volume of one.
+            arrays = [
+                x.float().cpu().numpy().reshape(-1, *x.shape[-2:]) for x in (seen, answer, label)
+            ]
+            picture = outlined_slice(
+                Image(arrays[0], np.eye(4)), arrays[1], arrays[2], self.description.labels
+            )
+            trainer.logger.experiment.add_image(
+                " ".join(filter(None, ["patch", name, "(reference white)"])),
+                picture,
+                trainer.global_step,
+                dataformats="HWC",
+            )
+
+    def _reference(self, channels: int) -> int:
+        """The channel to look at: of the slices of the reference image, the middle one."""
+        neighbours = self.description.grid.neighbours
+        keys = [spec.key for spec in self.description.inputs]
+        reference = self.description.reference
+        alone = reference is None or self.description.one_of
+        first = 0 if alone else keys.index(str(reference)) * (2 * neighbours + 1)
+        return min(first + neighbours, channels - 1)
+
+
 def outlined_slice(
     image: Image, answer: np.ndarray, reference: np.ndarray, labels: Sequence[Label]
 ) -> np.ndarray:
