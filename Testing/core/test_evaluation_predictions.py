@@ -273,3 +273,14 @@ def test_a_data_set_in_nnu_nets_form_brings_its_labels(shared_data, tmp_path, ca
     ]  # fmt: skip
     code, events = evaluate(capsys, data, "--predictions", folder, "--labels", "oedema=2")
     assert figures(events)["g"]["Dice"] == 1
+
+
+def test_several_labels_have_a_table_each(ms_cases, predictions, capsys):
+    command = ["evaluate", "--data", str(ms_cases), "--predictions", str(predictions)]
+    assert main([*command, "--labels", "lesion=1", "--labels", "core=2"]) == 0
+    out = capsys.readouterr().out
+    for title in ("bright, lesion", "bright, core", "bright, mean"):
+        assert out.count(title) == 1, title
+    assert "lesion: Dice" not in out.partition("All cases")[0]
+    assert main(command) == 0
+    assert "bright, " not in capsys.readouterr().out

@@ -192,12 +192,16 @@ def show_figures(
         for row in cases:
             figures = {figure.title: figure.value for figure in row.figures}
             console.event("case", model=method, case=row.case, figures=figures)
-        shown = [[row.case, *(_short(figure.value) for figure in row.figures)] for row in cases]
-        if len(cases) > 1:
-            means = map(str, summaries(cases).values())
-            shown.append([f"mean ± sd, n = {len(cases)}", *means])
-        columns = [figure.column for figure in cases[0].figures]
-        console.table(method, ["case", *columns], shown)
+        # Of several labels each has a table: all measures of all do not fit beside each other.
+        for label in dict.fromkeys(figure.label for figure in cases[0].figures):
+            own = [n for n, figure in enumerate(cases[0].figures) if figure.label == label]
+            shown = [[row.case, *(_short(row.figures[n].value) for n in own)] for row in cases]
+            if len(cases) > 1:
+                means = [str(mean) for mean in summaries(cases).values()]
+                shown.append([f"mean ± sd, n = {len(cases)}", *(means[n] for n in own)])
+            columns = [cases[0].figures[n]._replace(label="").column for n in own]
+            title = f"{method}, {label}" if label else method
+            console.table(title, ["case", *columns], shown)
         together = pooled(cases)
         console.event("pooled", model=method, cases=len(cases), figures=together)
         console.say("All cases: " + ", ".join(f"{k} {v:.3g}" for k, v in together.items()))
