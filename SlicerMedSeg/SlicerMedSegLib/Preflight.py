@@ -22,7 +22,9 @@ TORCH_REQUIREMENT = "torch>=2.4"
 MB = 1e6
 
 # The rows of the card, from what has to be done first.
-KEYS = ("restart", "failure", "packages", "torch", "wheels", "interpreter", "gpu", "disk")
+KEYS = ("restart", "failure", "packages", "torch", "wheels", "interpreter", "gpu", "memory", "disk")
+# What the shipped model that needs most takes.
+LEAST_FREE_MB = 1500.0
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,20 @@ def _computing(facts: Facts) -> Iterator[Problem]:
     gpu = _gpuProblem(facts)
     if gpu is not None:
         yield gpu
+    device = facts.device
+    if device is not None and device["free_mb"] is not None and device["free_mb"] < LEAST_FREE_MB:
+        yield Problem(
+            "memory",
+            _(
+                "Only {free} GB of memory are free on {device}, {need} GB should be: close other "
+                "programs."
+            ).format(
+                free=gigabytes(device["free_mb"]), device=device["title"],
+                need=gigabytes(LEAST_FREE_MB),
+            ),
+            AGAIN,
+            blocks=False,
+        )  # fmt: skip
     low = [disk for disk in facts.disks if disk.freeMb < disk.needMb]
     if low:
         yield Problem(

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import slicer
 
+from medsegcore.models import ModelFolder
+from medsegcore.models.store import ZOO
 from SlicerMedSegLib import Installation as installing
 from SlicerMedSegLib import Preflight
 from SlicerMedSegLib.Installation import Installation, explain
@@ -174,6 +176,23 @@ def test_an_idle_card_is_told_and_the_cpu_computes(card, machine, words, button)
     assert named(without)["gpu"].button == button.replace("PyTorch", "the extension")
     used = replace(WELL, worker={**worker, "devices": [CPU, RTX]})
     assert problems(used) == []
+
+
+@pytest.mark.parametrize(("device", "told"), [(CPU, "x86_64"), (RTX, "NVIDIA RTX A5000")])
+def test_too_little_memory_is_told_with_what_should_be(device, told):
+    low = {**device, "free_mb": 900}
+    found = named(replace(WELL, worker={"devices": [low], "machine": MACHINE}))
+    assert f"Only 0.9 GB of memory are free on {told}, 1.5 GB should be" in found["memory"].sentence
+    assert (found["memory"].blocks, found["memory"].action) == (False, Preflight.AGAIN)
+    unknown = {**device, "free_mb": None}
+    assert "memory" not in named(replace(WELL, worker={"devices": [unknown], "machine": MACHINE}))
+    assert "memory" not in named(WELL)
+
+
+def test_the_least_memory_is_that_of_the_shipped_models():
+    folders = [ModelFolder.read(path) for path in sorted(ZOO.iterdir()) if path.is_dir()]
+    most = max(folder.description.memory_mb for folder in folders)
+    assert most <= Preflight.LEAST_FREE_MB < 1.2 * most
 
 
 def test_a_full_disk_is_told_with_its_folder(tmp_path):
