@@ -12,7 +12,7 @@ from medsegcore.imaging import Image, read_image, write_image
 from medsegcore.training.datasets import read_dataset, split_folds
 from medsegcore.training.datasets.adapters import ADAPTERS
 from medsegcore.training.datasets.check import check_dataset, intensities, tilt_degrees
-from medsegcore.training.datasets.dataset import visits_as_patients
+from medsegcore.training.datasets.visits import visits_as_patients
 from medsegcore.training.recipes import RSANetRecipe
 from medsegcore.training.setup import Plan, set_up
 

@@ -89,7 +89,7 @@ def run_ablate(
     from medsegcore.training.ablations import chosen_rows, row_recipe
     from medsegcore.training.crossvalidation import labelled, make_folds
     from medsegcore.training.datasets import read_dataset
-    from medsegcore.training.datasets.dataset import visits_as_patients
+    from medsegcore.training.datasets.visits import visits_as_patients
     from medsegcore.training.setup import Plan
     from medsegcore.training.study import ablate, rehearse_rows
 

@@ -92,7 +92,7 @@ def run_cross_validate(
 
     from medsegcore.training.crossvalidation import cross_validate, labelled, make_folds
     from medsegcore.training.datasets import read_dataset
-    from medsegcore.training.datasets.dataset import visits_as_patients
+    from medsegcore.training.datasets.visits import visits_as_patients
     from medsegcore.training.rehearsal import rehearse
     from medsegcore.training.setup import Plan
 

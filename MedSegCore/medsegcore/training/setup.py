@@ -19,7 +19,7 @@ from medsegcore.models import ModelDescription, TrainingRecord
 from medsegcore.training.cases import Split, split_cases
 from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.datasets.cache import cache_key, load_cached
-from medsegcore.training.datasets.dataset import visits_as_patients
+from medsegcore.training.datasets.visits import visits_as_patients
 from medsegcore.training.facts import DataFacts, data_facts, label_shares
 from medsegcore.training.patches import MixedPatches, PatchDataset
 from medsegcore.training.recipes.base import Objective, Recipe

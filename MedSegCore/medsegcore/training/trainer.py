@@ -270,16 +270,14 @@ def _interval(plan: Plan) -> int | timedelta:
     """What lies between two validations."""
     if plan.validate_every is not None:
         return plan.validate_every
-    if plan.steps is not None:
-        return math.ceil(plan.steps / 20)
     # Clocks differ between processes, and all have to validate at the same step.
-    if plan.devices * plan.nodes > 1 or plan.minutes is None:
-        return VALIDATE_EVERY
+    if plan.steps is not None or plan.minutes is None or plan.devices * plan.nodes > 1:
+        return _steps_between(plan)
     return timedelta(minutes=plan.minutes / 20)
 
 
-def _interval_steps(plan: Plan) -> int:
-    """What lies between two pictures of patches."""
+def _steps_between(plan: Plan) -> int:
+    """A twentieth of the budget, where that is in steps."""
     return VALIDATE_EVERY if plan.steps is None else math.ceil(plan.steps / 20)
 
 
@@ -297,7 +295,7 @@ def _keepers(setup: Setup, plan: Plan, out: Path) -> list[Callback]:
             )
         )  # fmt: skip
     else:
-        keepers.append(PatchPictures(setup.description, _interval_steps(plan)))
+        keepers.append(PatchPictures(setup.description, _steps_between(plan)))
     last = ModelCheckpoint(
         dirpath=out, filename=LAST.removesuffix(".ckpt"), every_n_train_steps=50,
         # All processes have to take part in saving, which one that failed alone cannot.

@@ -12,8 +12,9 @@ import numpy as np
 from medsegcore.errors import MedSegError
 from medsegcore.imaging import Grid, Image, fov_overlap, measure, read_image
 from medsegcore.models.contrasts import contrast_of
-from medsegcore.training.datasets.dataset import Case, Dataset, visits_as_patients
+from medsegcore.training.datasets.dataset import Case, Dataset
 from medsegcore.training.datasets.picture import draw_case
+from medsegcore.training.datasets.visits import visits_as_patients
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
