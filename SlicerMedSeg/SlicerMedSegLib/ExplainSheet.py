@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from medsegcore.errors import MissingInputError, SettingError
-from medsegcore.imaging import resample
 
 from .Colors import CLEAR_BELOW, overlayTable
 from .Drawing import drawText, fillBox, writePng
-from .Lattice import boundingBox
+from .Lattice import kjiOf
 from .LesionTable import LesionRow, LesionTable, meanText
 from .MapUnits import highestOf, unitText
 from .NodeNames import TITLE
+from .Resampling import VOXELS_A_STEP, resampling
 from .SceneConversion import imageFromVolumeNode
+from .Steps import Steps, runToEnd
 from .Translation import _
 
 PANEL = 250
@@ -24,6 +25,8 @@ HEADER = 64
 FOOTER = 74
 GRAY = (150, 150, 150)
 OPACITY = 0.75
+# Brightness is judged on about this many voxels.
+SAMPLED = 5e5
 # Array axis that a plane is cut across, and the letters at its left, right, top and bottom edge.
 PLANES = {"axial": (0, "RLAP"), "coronal": (1, "RLSI"), "sagittal": (2, "APSI")}
 
@@ -49,6 +52,14 @@ def explainSheet(
         SettingError: the name does not end with .png.
         OutputError: it cannot be written.
     """
+    return runToEnd(explaining(table, inputNode, path, overlayNode, rows, most))
+
+
+def explaining(
+    table: LesionTable, inputNode, path: str | Path, overlayNode=None,
+    rows: Sequence[LesionRow] | None = None, most: int = 3,
+) -> Steps[Path]:  # fmt: skip
+    """`explainSheet` in short steps."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise SettingError(
@@ -58,36 +69,46 @@ def explainSheet(
     chosen = [row for row in table.rows() if row.kept] if rows is None else list(rows)
     if not chosen:
         raise MissingInputError(_("There is no lesion to explain."), _("Lower the threshold."))
-    writePng(_Sheet(table, inputNode, overlayNode).draw(chosen[:most]), path)
+    sheet = yield from _Sheet.making(table, inputNode, overlayNode)
+    canvas = yield from sheet.draw(chosen[:most])
+    writePng(canvas, path)
     return path
 
 
 class _Sheet:
-    def __init__(self, table: LesionTable, inputNode, overlayNode) -> None:
+    @classmethod
+    def making(cls, table: LesionTable, inputNode, overlayNode) -> Steps["_Sheet"]:
+        sheet = cls()
+        yield from sheet._make(table, inputNode, overlayNode)
+        return sheet
+
+    def _make(self, table: LesionTable, inputNode, overlayNode) -> Steps[None]:
         self.table, segments = table, table.segments
         self.grid = segments.worldGrid
-        image = resample(table.imageOf(inputNode), self.grid).array
-        inside = image > image.mean()
-        self.box = _padded(boundingBox(inside), image.shape)
+        self.image = yield from resampling(table.imageOf(inputNode), self.grid)
+        mean = float(self.image.mean())
+        yield
+        box = yield from _boxAbove(self.image, mean)
+        self.box = _padded(box, self.image.shape)
         # Air is black, whatever its value, and the brightest lesions keep their texture.
-        low = float(np.percentile(image, 0.5))
-        high = float(np.percentile(image[inside], 99.9)) if inside.any() else low + 1
-        self.gray = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
-        self.overlays: dict[str, np.ndarray] = {}
+        step = max(1, round((self.image.size / SAMPLED) ** (1 / 3)))
+        some = self.image[::step, ::step, ::step]
+        self.low = float(np.percentile(some, 0.5))
+        tissue = some[some > mean]
+        self.high = float(np.percentile(tissue, 99.9)) if tissue.size else self.low + 1
+        yield
+        self.overlays: dict[str, np.ndarray] = segments.probabilities
         self.overlayTitle, self.highest, self.unit = _("Probability"), 1.0, _("from 0 to 1")
         if overlayNode is not None:
-            overlay = resample(imageFromVolumeNode(overlayNode), self.grid).array
+            overlay = yield from resampling(imageFromVolumeNode(overlayNode, copy=False), self.grid)
             self.overlayTitle = overlayNode.GetAttribute(TITLE) or _("Attention")
             self.highest, self.unit = highestOf(overlayNode), unitText(overlayNode)
-            level = np.clip(overlay / self.highest, 0, 1)
-            self.overlays = dict.fromkeys(segments.labels, level)
-        else:
-            self.overlays = segments.probabilities
+            self.overlays = dict.fromkeys(segments.labels, overlay)
         sizes = [(s.stop - s.start) for s in self.box]
         spacing = np.array(self.grid.spacing[::-1])
         self.perMm = PANEL / float((np.array(sizes) * spacing).max())
 
-    def draw(self, rows: Sequence[LesionRow]) -> np.ndarray:
+    def draw(self, rows: Sequence[LesionRow]) -> Steps[np.ndarray]:
         """uint8 [height, width, 3]."""
         width = 6 * PANEL + 7 * GAP
         height = HEADER + len(rows) * (PANEL + CAPTION + GAP) + FOOTER
@@ -102,24 +123,29 @@ class _Sheet:
             x = GAP + n * 3 * (PANEL + GAP)
             drawText(canvas, x, 40, text, 15, GRAY)
         for n, row in enumerate(rows):
-            self._row(canvas, HEADER + n * (PANEL + CAPTION + GAP), row)
+            yield from self._row(canvas, HEADER + n * (PANEL + CAPTION + GAP), row)
         self._footer(canvas, height - FOOTER)
+        yield
         return canvas
 
-    def _row(self, canvas: np.ndarray, y: int, row: LesionRow) -> None:
+    def _row(self, canvas: np.ndarray, y: int, row: LesionRow) -> Steps[None]:
+        kji = kjiOf(row.voxels, self.grid.shape)
         mask = np.zeros(self.grid.shape, bool)
         mask.reshape(-1)[row.voxels] = True
+        yield
         answer = self.table.segments.mask(row.lesion.label)
         color = np.array(self.table.segments.color(row.lesion.label))
         for n, (plane, (axis, letters)) in enumerate(PLANES.items()):
             # Where the lesion is widest: its centre may lie outside of it.
-            at = int(mask.sum(axis=tuple(a for a in range(3) if a != axis)).argmax())
-            gray = np.repeat(self._cut(self.gray, axis, at)[..., None], 3, axis=-1)
-            outline = _edge(self._cut(answer.astype(np.float32), axis, at) >= 0.5)
-            own = _edge(self._cut(mask.astype(np.float32), axis, at) >= 0.5)
+            at = int(np.bincount(kji[axis]).argmax())
+            gray = (self._cut(self.image, axis, at) - self.low) / max(self.high - self.low, 1e-6)
+            gray = np.repeat(np.clip(gray, 0, 1)[..., None], 3, axis=-1)
+            outline = _edge(self._cut(answer, axis, at) >= 0.5)
+            own = _edge(self._cut(mask, axis, at) >= 0.5)
+            yield
             outlined = np.where(outline[..., None], 0.55 * color, gray)
             outlined = np.where(own[..., None], color, outlined)
-            level = self._cut(self.overlays[row.lesion.label], axis, at)
+            level = self._cut(self.overlays[row.lesion.label], axis, at) / self.highest
             colors = overlayTable()[np.rint(np.clip(level, 0, 1) * 255).astype(int)]
             alpha = OPACITY * (level >= CLEAR_BELOW)[..., None]
             overlaid = gray * (1 - alpha) + colors * alpha
@@ -131,6 +157,7 @@ class _Sheet:
                 text = _("{plane} {place}").format(plane=_planeName(plane), place=place)
                 drawText(canvas, x + 4, y + PANEL - 17, text, 12, GRAY)
                 _letters(canvas, x, y, letters)
+                yield
         self._caption(canvas, y + PANEL + 6, row)
 
     def _cut(self, array: np.ndarray, axis: int, at: int) -> np.ndarray:
@@ -208,6 +235,20 @@ class _Sheet:
 
 def _planeName(plane: str) -> str:
     return {"axial": _("axial"), "coronal": _("coronal"), "sagittal": _("sagittal")}[plane]
+
+
+def _boxAbove(array: np.ndarray, limit: float) -> Steps[tuple[slice, ...] | None]:
+    """The smallest box [k, j, i] around all above the limit; None when nothing is."""
+    lines = [np.zeros(n, bool) for n in array.shape]
+    slices = max(1, VOXELS_A_STEP // array[0].size)
+    for first in range(0, len(array), slices):
+        above = array[first : first + slices] > limit
+        lines[0][first : first + slices] = above.any(axis=(1, 2))
+        lines[1] |= above.any(axis=(0, 2))
+        lines[2] |= above.any(axis=(0, 1))
+        yield
+    ends = [np.flatnonzero(line)[[0, -1]] for line in lines if line.any()]
+    return tuple(slice(int(a), int(b) + 1) for a, b in ends) or None
 
 
 def _padded(box, shape: tuple[int, ...], margin: int = 4) -> tuple[slice, ...]:

@@ -13,13 +13,14 @@ import vtk
 
 from medsegcore.errors import MedSegError, SettingError
 from medsegcore.files import write_file
-from medsegcore.imaging import Grid, Image, resample
+from medsegcore.imaging import Grid, Image
 from medsegcore.inference.lesions import Lesion, longest_diameter_mm
 from medsegcore.inference.result import lesion_columns, lesion_row
 
 from .InputFrames import imageOfFrame, nodeOfFrame
 from .Lattice import kjiOf, placesIn
 from .Observing import Observers, onSceneClose
+from .Resampling import VOXELS_A_STEP, resamplePart
 from .ResultToScene import findRuns, inputFrames, inputNodes
 from .RunSegments import RunSegments
 from .SceneConversion import localAffine
@@ -32,8 +33,6 @@ MIDLINE_MM = 5.0
 MIDDLE_PART = 0.15
 # So many voxels are enough to find the middle.
 MIDDLE_VOXELS = 1e6
-# So many voxels of an input are resampled in one step.
-VOXELS_A_STEP = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -414,26 +413,11 @@ def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> Steps[float | None
     for first in range(0, len(mask), slices):
         k = slice(first, min(first + slices, len(mask)))
         part = grid.crop((k, slice(0, mask.shape[1]), slice(0, mask.shape[2])))
-        values = _valuesInside(image, part, mask[k])
+        values = resamplePart(image, part, outside=np.nan)[mask[k]]
+        values = values[~np.isnan(values)]
         total, count = total + float(values.sum(dtype=np.float64)), count + values.size
         yield
     return total / count if count else None
-
-
-def _valuesInside(image: Image, grid: Grid, mask: np.ndarray) -> np.ndarray:
-    # The part around the grid, and what smoothing for coarser voxels reaches.
-    reach = np.ceil(2 * max(grid.spacing) / np.array(image.spacing)) + 2
-    corners = np.column_stack([grid.corners(), np.ones(8)]) @ np.linalg.inv(image.affine).T
-    low = np.maximum(np.floor(corners.min(axis=0)[:3] - reach), 0).astype(int)
-    high = np.ceil(corners.max(axis=0)[:3] + reach).astype(int) + 1
-    high = np.minimum(high, image.shape[::-1])
-    if (low >= high).any():
-        return np.zeros(0, np.float32)
-    k, j, i = (slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1], strict=True))
-    box = (k, j, i)
-    around = Image(image.array[box], image.grid.crop(box).affine)
-    values = resample(around, grid, outside=np.nan).array[mask]
-    return values[~np.isnan(values)]
 
 
 def tissueMiddle(grid: Grid, array: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

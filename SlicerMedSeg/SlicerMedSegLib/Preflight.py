@@ -6,6 +6,7 @@ needed that Slicer does not bring: this is what a bare Slicer shows.
 
 import importlib.metadata
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ MB = 1e6
 KEYS = ("restart", "failure", "packages", "torch", "wheels", "interpreter", "gpu", "memory", "disk")
 # What the shipped model that needs most takes.
 LEAST_FREE_MB = 1500.0
+# Addresses that are kept for documents: nobody has them.
+NOBODY = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Facts:
         disks: what MedSeg writes to.
         failure: of the last installation, None when it succeeded.
         stale: packages that were replaced while Slicer had the old ones loaded.
+        offline: whether no network can be reached at all.
     """
 
     python: str = ""
@@ -98,6 +102,7 @@ class Facts:
     disks: tuple[Disk, ...] = ()
     failure: Problem | None = None
     stale: tuple[str, ...] = ()
+    offline: bool = False
 
     @property
     def machine(self) -> Mapping[str, Any]:
@@ -166,6 +171,8 @@ def details(facts: Facts) -> list[str]:
                 purpose=disk.purpose, free=gigabytes(disk.freeMb), path=disk.path
             )
         )
+    if facts.offline:
+        lines.append(_("There is no network now."))
     lines.append(_("MedSeg connects to the network only when you click to install something."))
     return lines
 
@@ -198,6 +205,8 @@ def _installing(facts: Facts) -> Iterator[Problem]:
     fetched = bool(facts.missing) or (torch is not None and torch.action == TORCH)
     if fetched and (facts.failure is None or facts.failure.action != WHEELS):
         sentence = _("Without a network, install from a folder of wheels.")
+        if facts.offline:
+            sentence = _("This computer has no network now: install from a folder of wheels.")
         yield Problem("wheels", sentence, WHEELS, blocks=False)
 
 
@@ -328,6 +337,19 @@ def measureDisks(models: Path | None, installing: bool) -> tuple[Disk, ...]:
         wanted.append((_("PyTorch"), Path(sys.prefix), 9000.0))
     measured = ((purpose, path, freeMb(path), need) for purpose, path, need in wanted)
     return tuple(Disk(p, path, free, need) for p, path, free, need in measured if free is not None)
+
+
+def isOffline() -> bool:
+    """Whether this machine knows no way to any network; nothing is sent to find that out."""
+    for family, address in NOBODY:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as way:
+                # Of a datagram's socket this looks up the route alone.
+                way.connect((address, 9))
+            return False
+        except OSError:
+            continue
+    return True
 
 
 def freeMb(path: Path) -> float | None:

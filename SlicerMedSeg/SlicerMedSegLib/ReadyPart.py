@@ -137,6 +137,7 @@ class ReadyPart:
             ),
             failure=installation.failure,
             stale=installation.stale,
+            offline=Preflight.isOffline(),
         )
         self._show()
         if (before.missing, Preflight.blocker(before)) != (missing, self.blocker):

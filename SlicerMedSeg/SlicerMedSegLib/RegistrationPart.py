@@ -10,6 +10,7 @@ from medsegcore.errors import CancelledError, MedSegError
 from .InputRegistration import FROM, InputRegistration, RegisteredInput, RegistrationJob
 from .Observing import Observers, onSceneClose
 from .RegistrationPreview import RegistrationPreview
+from .Steps import EventLoopSteps
 from .Translation import _
 
 POLL_MS = 50
@@ -46,6 +47,7 @@ class RegistrationPart:
         self._job: RegistrationJob | None = None
         self._jobKey = ""
         self._shown: tuple | None = None
+        self._drawing: EventLoopSteps | None = None
         self._closed = False
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
@@ -75,6 +77,11 @@ class RegistrationPart:
     def busy(self) -> bool:
         """Whether a registration is on its way."""
         return self._job is not None
+
+    @property
+    def drawing(self) -> bool:
+        """Whether a preview is on its way to the views."""
+        return self._drawing is not None
 
     def setInputs(self, reference, inputs: Mapping[str, tuple[str, Any]]) -> None:
         """Say what there is to move.
@@ -213,16 +220,31 @@ class RegistrationPart:
         ui.blendSlider.enabled = mode == "blend"
         if wanted is not None and self._shown is None:
             self._previewStarts()
+        if wanted != self._shown:
+            self._stopDrawing()
         try:
             if wanted is None:
                 self._preview.restore()
             elif mode == "blend":
                 self._preview.blend(self._reference, node, ui.blendSlider.value)
             elif wanted != self._shown:
-                self._preview.checkerboard(self._reference, node)
+                steps = self._preview.checkerboardSteps(self._reference, node)
+                self._drawing = EventLoopSteps(steps, self._drawn)
         except MedSegError as error:
             self._say(str(error))
         self._shown = wanted
+
+    def _drawn(self, _node: object, error: Exception | None) -> None:
+        self._drawing = None
+        if isinstance(error, MedSegError):
+            self._say(str(error))
+        elif error is not None:
+            raise error
+
+    def _stopDrawing(self) -> None:
+        drawing, self._drawing = self._drawing, None
+        if drawing is not None:
+            drawing.stop()
 
     # What is shown.
 

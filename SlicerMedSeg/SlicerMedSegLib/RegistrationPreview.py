@@ -5,14 +5,17 @@ saved and loaded while a preview was on.
 """
 
 import json
+from typing import Any
 
 import numpy as np
 import slicer
 
-from medsegcore.imaging import Grid, grid_with_spacing, resample
+from medsegcore.imaging import Grid, grid_with_spacing
 
 from .AttentionDisplay import fieldOfViewKept
-from .SceneConversion import imageFromVolumeNode, removeWithParts, volumeNodeFromImage
+from .Resampling import VOXELS_A_STEP, resampling
+from .SceneConversion import imageFromVolumeNode, removeWithParts
+from .Steps import Steps, imageDataInSteps, runToEnd
 from .Translation import _
 
 # In a slice view's composite node: what it showed before, and what is shown now.
@@ -50,24 +53,52 @@ class RegistrationPreview:
         Raises:
             InputError: a volume cannot be used.
         """
-        images = [imageFromVolumeNode(node) for node in (referenceNode, volumeNode)]
+        return runToEnd(self.checkerboardSteps(referenceNode, volumeNode, squareMm))
+
+    def checkerboardSteps(self, referenceNode, volumeNode, squareMm: float = 25.0) -> Steps[Any]:
+        """`checkerboard` in short steps; the views change with the last one."""
+        images = [imageFromVolumeNode(node, copy=False) for node in (referenceNode, volumeNode)]
         grid = _boardGrid(images[0].grid)
-        fixed, moved = (resample(image, grid, antialias=False) for image in images)
+        fixed = yield from resampling(images[0], grid, antialias=False)
+        moved = yield from resampling(images[1], grid, antialias=False)
+        ranges = [_brightness(fixed), _brightness(moved)]
+        yield
         steps = [max(1, round(squareMm / s)) for s in reversed(grid.spacing)]
         k, j, i = (np.arange(n) // s for n, s in zip(grid.shape, steps, strict=True))
-        odd = (k[:, None, None] + j[:, None] + i) % 2 == 1
-        board = _gray(fixed.array)
-        board[odd] = _gray(moved.array)[odd]
+        slices = max(1, VOXELS_A_STEP // fixed[0].size)
+        for first in range(0, len(fixed), slices):
+            part = slice(first, first + slices)
+            odd = (k[part, None, None] + j[:, None] + i) % 2 == 1
+            gray, other = (_gray(a[part], r) for a, r in zip((fixed, moved), ranges, strict=True))
+            fixed[part] = np.where(odd, other, gray)
+            yield
+        data = yield from imageDataInSteps(fixed)
+        # One step: a node that nothing shows would stay behind when the steps are given up.
+        node = self._boardNode(data, grid)
         previous = self._boardId
-        node = volumeNodeFromImage(fixed.with_array(board), _("Checkerboard"), self._scene)
-        node.SetHideFromEditors(1)
-        node.SetSaveWithScene(0)
-        node.GetDisplayNode().SetAutoWindowLevel(0)
-        node.GetDisplayNode().SetWindowLevelMinMax(0.0, 1.0)
         self._show(node.GetID(), None, 0.0)
         self._boardId = previous
         self._removeBoard()
         self._boardId = node.GetID()
+        return node
+
+    def _boardNode(self, data, grid: Grid):
+        display = self._scene.CreateNodeByClass("vtkMRMLScalarVolumeDisplayNode")
+        display.UnRegister(None)
+        display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
+        display.SetAutoWindowLevel(0)
+        display.SetWindowLevelMinMax(0.0, 1.0)
+        node = self._scene.CreateNodeByClass("vtkMRMLScalarVolumeNode")
+        node.UnRegister(None)
+        node.SetName(_("Checkerboard"))
+        node.SetHideFromEditors(1)
+        node.SetSaveWithScene(0)
+        node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(grid.affine))
+        node.SetAndObserveImageData(data)
+        # Its own display from the start: the default one looks at all voxels for a window.
+        self._scene.AddNode(display)
+        self._scene.AddNode(node)
+        node.SetAndObserveDisplayNodeID(display.GetID())
         return node
 
     def restore(self) -> None:
@@ -139,14 +170,18 @@ def _boardGrid(grid: Grid) -> Grid:
     return coarser
 
 
-def _gray(array: np.ndarray) -> np.ndarray:
-    """0..1 between the 1st and the 99.5th percentile of the positive voxels; float32."""
-    array = np.nan_to_num(array.astype(np.float32, copy=False))
-    some = array.ravel()[:: max(1, array.size // SAMPLED)]
+def _brightness(array: np.ndarray) -> tuple[float, float]:
+    """The 1st and the 99.5th percentile of the positive voxels."""
+    some = np.nan_to_num(array.ravel()[:: max(1, array.size // SAMPLED)])
     positive = some[some > 0]
     if positive.size == 0:
-        return np.zeros_like(array)
+        return 0.0, 1.0
     low, high = np.percentile(positive, [1, 99.5])
-    gray = array - np.float32(low)
-    gray /= np.float32(max(float(high - low), 1e-6))
-    return np.clip(gray, 0, 1, out=gray)
+    return float(low), float(high)
+
+
+def _gray(array: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """0..1 between the limits; float32."""
+    low, high = limits
+    gray = (np.nan_to_num(array) - np.float32(low)) / np.float32(max(high - low, 1e-6))
+    return np.clip(gray, 0, 1)

@@ -10,7 +10,7 @@ import numpy as np
 import slicer
 import vtk
 
-from medsegcore.imaging import Image, reorient, resample
+from medsegcore.imaging import Image, reorient
 from medsegcore.inference import CorrelationAttention, Result, SpatialAttention
 from medsegcore.inference.attention import SHARE
 from medsegcore.inference.result import lesion_columns, lesion_row, terminology_entry
@@ -21,11 +21,12 @@ from .CorrelationStore import correlationSteps
 from .Lattice import boundingBox
 from .MapUnits import PROBABILITY, highestOf, setUnit
 from .NodeNames import AXIS, CHECKSUM, INPUT_FRAMES, INPUTS, KEY, KIND, ROLE, RUN, TITLE
+from .Resampling import resampling
 from .SceneConversion import localAffine, orientedImage, parentToWorld
 from .SegmentRule import maskChecksum
 from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
 from .SegmentTags import LABEL, MIN_ML, ONE_PIECE, THRESHOLD
-from .Steps import SLAB_BYTES, Steps, imageDataInSteps, runToEnd
+from .Steps import Steps, imageDataInSteps, runToEnd
 from .Translation import _
 
 
@@ -166,13 +167,7 @@ class _Builder:
         grid, lesions = self.result.grid, self.result.lesions
         point = lesions[0].center_ras if lesions else grid.center
         image = attention.map_at(np.asarray(point))
-        array = np.empty(grid.shape, np.float32)
-        slices = max(1, SLAB_BYTES // 4 // array[0].nbytes)
-        for first in range(0, grid.shape[0], slices):
-            slab = slice(first, min(first + slices, grid.shape[0]))
-            part = grid.crop((slab, slice(0, grid.shape[1]), slice(0, grid.shape[2])))
-            array[slab] = resample(image, part).array
-            yield
+        array = yield from resampling(image, grid)
         array /= max(float(array.max()), 1e-12)
         yield
         return array

@@ -12,7 +12,7 @@ import slicer
 from medsegcore.errors import MedSegError
 
 from .AttentionDisplay import AttentionDisplay
-from .ExplainSheet import explainSheet
+from .ExplainSheet import explaining
 from .LesionList import LesionList
 from .LesionTable import LesionRow, LesionTable
 from .LiveThreshold import LiveThreshold
@@ -52,6 +52,7 @@ class ResultsPart:
         # Which run's segments are read, or being read.
         self._opened: str | None = None
         self._steps: EventLoopSteps | None = None
+        self._picture: EventLoopSteps | None = None
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.connect("timeout()", self._update)
@@ -84,8 +85,8 @@ class ResultsPart:
 
     @property
     def busy(self) -> bool:
-        """Whether lesions are being measured, or are about to be."""
-        return self._steps is not None or self._timer.isActive()
+        """Whether lesions are being measured or drawn, or are about to be."""
+        return bool(self._steps or self._picture) or self._timer.isActive()
 
     # What the panel says
 
@@ -192,6 +193,7 @@ class ResultsPart:
     def _release(self) -> None:
         self._timer.stop()
         self._stopSteps()
+        self._stopPicture()
         if self.sliders is not None:
             self.sliders.close()
         if self._table is not None:
@@ -312,8 +314,9 @@ class ResultsPart:
             else _("Take back the last threshold or the last lesion kept or dropped (Ctrl+Z)")
         )
         self.ui.redoButton.setEnabled(bool(history and history.IsRestoreNextStateAvailable()))
-        for widget in (self.ui.copyButton, self.ui.saveCsvButton, self.ui.savePictureButton):
+        for widget in (self.ui.copyButton, self.ui.saveCsvButton):
             widget.setEnabled(some)
+        self.ui.savePictureButton.setEnabled(some and self._picture is None)
         for widget in (
             self.ui.lesionTable, self.ui.minVolumeSpinBox, self.ui.minProbabilitySpinBox,
         ):  # fmt: skip
@@ -359,16 +362,28 @@ class ResultsPart:
 
     def _savePicture(self) -> None:
         path = self._askPath(_("Save a picture"), _("explained"), ".png", _("Picture"))
-        if path is None:
+        if path is None or self._table is None:
             return
+        display = AttentionDisplay(self.scene)
+        overlay = display.shown
+        display.close()
+        self._stopPicture()
+        steps = explaining(self._table, self._inputNode(self._table), path, overlay)
+        self._picture = EventLoopSteps(steps, self._pictureEnded)
+        self._enable()
 
-        def draw(table: LesionTable) -> None:
-            display = AttentionDisplay(self.scene)
-            overlay = display.shown
-            display.close()
-            explainSheet(table, self._inputNode(table), path, overlay)
+    def _pictureEnded(self, _path: object, error: Exception | None) -> None:
+        self._picture = None
+        self._enable()
+        if isinstance(error, MedSegError):
+            slicer.util.errorDisplay(str(error))
+        elif error is not None:
+            raise error
 
-        self._write(draw)
+    def _stopPicture(self) -> None:
+        picture, self._picture = self._picture, None
+        if picture is not None:
+            picture.stop()
 
     def _write(self, write: Callable[[LesionTable], Any]) -> None:
         if self._table is None:

@@ -208,7 +208,10 @@ def fallingOrder(values: np.ndarray) -> Steps[np.ndarray]:
         )
         yield
         band = band[np.argsort(bits[band].astype(np.uint16), kind="stable")]
-        order[done : done + band.size] = band[np.argsort(high[band], kind="stable")]
+        yield
+        if last > first:
+            band = band[np.argsort(high[band], kind="stable")]
+        order[done : done + band.size] = band
         done, first = done + band.size, last + 1
         yield
     return order

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medsegcore.imaging import Image, read_image, write_image
+from medsegcore.training import crossvalidation, report
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +17,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_cost(monkeypatch):
+    """A trained model is not run in a process of its own, for tests of something else."""
+    known = {"memory_mb": 1, "timings": []}
+    for module in (report, crossvalidation):
+        monkeypatch.setattr(module, "cost", lambda *arguments: dict(known))
 
 
 @pytest.fixture(scope="session")

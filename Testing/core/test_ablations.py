@@ -27,7 +27,7 @@ from medsegcore.training.knowledge import read_knowledge
 from medsegcore.training.setup import Plan
 from medsegcore.training.study import ablate
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_cost")
 
 RECORD = TrainingRecord(
     recipe="x", date="2026-01-01", minutes=0, steps=0, device="", seed=1, settings={}

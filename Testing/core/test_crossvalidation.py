@@ -254,6 +254,7 @@ def test_the_time_left_counts_only_what_this_process_has_done(monkeypatch):
     assert told[1] == ("x", 1.75 / 4, pytest.approx(40 * 2.25))
 
 
+@pytest.mark.usefixtures("no_cost")
 def test_after_a_break_it_goes_on_and_ends_with_the_same_figures(whole, data, tmp_path):
     _, rows, _ = whole
     # Figures of empty answers would be the same, too.
@@ -283,6 +284,7 @@ def test_after_a_break_it_goes_on_and_ends_with_the_same_figures(whole, data, tm
     assert not any(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.usefixtures("no_cost")
 def test_folds_can_be_run_by_several_processes_and_the_last_one_sums_up(whole, data, tmp_path):
     out, rows, _ = whole
     shutil.copytree(out, tmp_path / "cv")

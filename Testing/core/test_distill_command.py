@@ -25,7 +25,7 @@ from medsegcore.training.recipes.distill import Ensemble
 from medsegcore.training.setup import Plan, set_up
 from medsegcore.training.trainer import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_cost")
 
 CPU = {"device": "cpu", "workers": 0}
 SMALL = UNetRecipe(

@@ -442,11 +442,13 @@ def teacher(gland, tmp_path_factory):
 def test_a_teacher_learns_and_a_student_learns_from_it(gland, teacher, tmp_path):
     folder, score = teacher
     assert score > 0.85
+    # At the paper's weight the affinity term keeps one training in two from learning so soon.
     recipe = AffinityRecipe(
         teachers=(str(folder.path),), config={"width": 4, "dropout": 0.0}, patch=(1, 32, 32),
-        batch_size=4, learning_rate=1e-2,
+        batch_size=4, learning_rate=1e-2, affinity_weight=0.03,
     )  # fmt: skip
     run, (own,) = learnt(recipe, gland, tmp_path / "run", 80)
+    # "Everywhere" would be below 0.63.
     assert own > 0.8
     d = run.folder.description
     assert d.network.name == "enet"

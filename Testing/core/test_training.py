@@ -306,10 +306,10 @@ def test_it_learns_a_real_patch_by_heart(prepared, data):
     lesion = case["label"][0].nonzero()
     middle = lesion[(lesion - lesion.float().median(dim=0).values).norm(dim=1).argmin()]
     starts = [
-        min(max(int(m) - 16, 0), n - 32)
+        min(max(int(m) - 12, 0), n - 24)
         for m, n in zip(middle, case["label"].shape[1:], strict=True)
     ]
-    box = (slice(None), *(slice(start, start + 32) for start in starts))
+    box = (slice(None), *(slice(start, start + 24) for start in starts))
     # Twice: convolutions of a batch of one small patch take a slow way.
     x = torch.cat([case[key][box] for key in SMALL.keys])[None].repeat(2, 1, 1, 1, 1)
     y = case["label"][box][None].repeat(2, 1, 1, 1, 1)

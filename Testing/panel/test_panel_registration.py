@@ -108,6 +108,7 @@ def test_previews_are_left_with_one_click_and_the_views_are_as_they_were(
     host.wait(50)
     before = views()
     host.click(ui.checkerboardButton)
+    host.waitUntil(lambda: not part.drawing)
     board = slicer.mrmlScene.GetFirstNodeByName("Checkerboard")
     assert {view[0] for view in views()} == {board.GetID()}
     host.screenshot(tmp_path / "checkerboard.png")
@@ -121,8 +122,16 @@ def test_previews_are_left_with_one_click_and_the_views_are_as_they_were(
     host.screenshot(tmp_path / "blend.png")
     host.click(ui.blendButton)
     assert views() == before
+    # Another click while the board is on its way leaves nothing of it.
+    host.click(ui.checkerboardButton)
+    host.click(ui.checkerboardButton)
+    assert not part.drawing
+    host.wait(100)
+    assert views() == before
+    assert slicer.mrmlScene.GetFirstNodeByName("Checkerboard") is None
     # Leaving the panel ends a preview, too.
     host.click(ui.checkerboardButton)
+    host.waitUntil(lambda: not part.drawing)
     assert views() != before
     panel.exit()
     assert views() == before

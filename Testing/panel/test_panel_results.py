@@ -354,13 +354,24 @@ def test_the_list_is_saved_as_csv_with_its_suffix(host, panel, tmp_path):
 
 
 def test_the_explaining_picture_is_saved(host, panel, tmp_path):
+    import slicer
     from PIL import Image
 
     host.dialogs.expect("Save a picture", str(tmp_path / "sheet.png"))
     host.click(panel.resultsUi.savePictureButton)
+    assert not panel.resultsUi.savePictureButton.enabled
+    host.waitUntil(lambda: not panel.results.busy)
+    assert panel.resultsUi.savePictureButton.enabled
     picture = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     assert picture.shape[1] > 1000
     assert picture.std() > 30
+    # A scene that closes while the picture is drawn leaves no half of it.
+    host.dialogs.expect("Save a picture", str(tmp_path / "half.png"))
+    host.click(panel.resultsUi.savePictureButton)
+    slicer.mrmlScene.Clear(0)
+    host.wait(100)
+    assert not panel.results.busy
+    assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]
 
 
 def test_a_second_run_is_chosen_from_the_list(host, panel, flair, result):

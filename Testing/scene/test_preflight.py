@@ -1,7 +1,9 @@
 """What a bare Slicer lacks is told, installed by the real pip, and remembered over a restart."""
 
+import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -130,6 +132,26 @@ def test_a_bare_slicer_is_told_what_to_install_one_button_each():
     bare = named(Facts(missing=("psutil>=5.9",), extension=False))
     assert bare["torch"].button == "Install the extension"
     assert "extension PyTorch" in bare["torch"].sentence
+
+
+def test_a_computer_that_knows_no_way_to_a_network_is_told_so(monkeypatch):
+    class Unreachable(socket.socket):
+        def connect(self, address):
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    # A way to this machine itself is always there, and a datagram's socket sends nothing.
+    local = (socket.AF_INET, "127.0.0.1")
+    monkeypatch.setattr(Preflight, "NOBODY", (Preflight.NOBODY[0], local))
+    assert not Preflight.isOffline()
+    monkeypatch.setattr(Preflight.socket, "socket", Unreachable)
+    assert Preflight.isOffline()
+    found = named(Facts(missing=("psutil>=5.9",), torch="2.7", offline=True))
+    assert list(found) == ["packages", "wheels"]
+    assert found["wheels"].sentence.startswith("This computer has no network now")
+    assert found["wheels"].button == "Choose a wheel folder"
+    assert named(replace(WELL, offline=True)) == {}
+    assert "There is no network now." in Preflight.details(replace(WELL, offline=True))
+    assert "There is no network now." not in Preflight.details(WELL)
 
 
 def test_an_old_torch_is_told_with_both_versions():
