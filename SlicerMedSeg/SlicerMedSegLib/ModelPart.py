@@ -227,12 +227,16 @@ class ModelPart:
     def _add(self, path: str) -> None:
         if not path:
             return
+        # Large weights take seconds to copy and check.
+        qt.QApplication.setOverrideCursor(qt.Qt.WaitCursor)
         try:
             entry = self._catalog.add(path)
         except MedSegError as error:
             self._fillList()
             self._say(str(error))
             return
+        finally:
+            qt.QApplication.restoreOverrideCursor()
         self._fillFilters()
         self._clearFilters()
         self._choose(entry)

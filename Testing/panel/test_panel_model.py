@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medsegcore.errors import ModelNotFoundError
 from medsegcore.models import ModelFolder
 from medsegcore.models.archive import pack
 
@@ -151,6 +152,23 @@ def test_a_folder_and_a_zip_are_added_by_dropping_them_and_other_files_are_not_t
     assert panel.modelPart.entry.title == "Zipped"
     panel.modelPart.close()
     assert not host.drop(target, [folder])
+
+
+def test_the_cursor_waits_while_a_model_is_added_and_no_longer(
+    host, panel, ui, monkeypatch, tmp_path
+):
+    cursors = []
+
+    def add(path):
+        cursors.append(host.qt.QApplication.overrideCursor().shape())
+        raise ModelNotFoundError("There is none.")
+
+    monkeypatch.setattr(panel.modelPart._catalog, "add", add)
+    host.dialogs.expect("Add a model folder", str(tmp_path))
+    host.click(ui.addFolderButton)
+    assert cursors == [host.qt.Qt.WaitCursor]
+    assert host.qt.QApplication.overrideCursor() is None
+    assert "There is none." in ui.modelMessageLabel.text
 
 
 def test_a_shipped_model_cannot_be_deleted_and_no_zip_is_no_model(host, panel, ui, tmp_path):
