@@ -111,9 +111,22 @@ def test_slices_are_answered_as_the_network_answers_each_alone(shipped_model, th
     assert decoder.values.shape == (7, 64, 60)
 
 
-def test_overlapping_windows_and_mirrors_of_slices_are_averaged(shipped_model, thick, tmp_path):
+@pytest.mark.parametrize(
+    ("mirror", "flips"),
+    [
+        (("k", "j", "i"), ([], [2], [3], [2, 3])),
+        (("i",), ([], [3])),
+        (("j", "k"), ([], [2])),
+        ((), ([],)),
+    ],
+)
+def test_overlapping_windows_and_mirrors_of_slices_are_averaged(
+    shipped_model, thick, tmp_path, mirror, flips
+):
     network = ("unet", {"in_channels": 2, "width": 4})
-    folder, built = flat_model(shipped_model, tmp_path, network, tile=[7, 64, 48])
+    folder, built = flat_model(
+        shipped_model, tmp_path, network, tile=[7, 64, 48], mirror=list(mirror)
+    )
     result = Predictor(folder, device="cpu").predict(thick, mirror=True, attention=False)
     prepared = prepare(folder.description, thick)
     x = torch.from_numpy(np.pad(prepared.tensor[:, 2], ((0, 0), (0, 0), (0, 4))))[None]
@@ -122,7 +135,7 @@ def test_overlapping_windows_and_mirrors_of_slices_are_averaged(shipped_model, t
     with torch.no_grad():
         answers = [
             torch.softmax(built(window.flip(axes) if axes else window), 1).flip(axes or ())
-            for axes in ([], [2], [3], [2, 3])
+            for axes in flips
         ]
     expected = torch.stack(answers).mean(0)[0, 1, :, 0].numpy()
     np.testing.assert_allclose(result.probabilities["MS lesion"][2][:, 0], expected, atol=1e-4)
@@ -148,6 +161,14 @@ def test_the_spread_over_the_mirrors_of_slices_is_their_deviation(shipped_model,
     np.testing.assert_allclose(
         (spread.values[2] * spread.scale)[inside], expected[inside], atol=2e-4
     )
+
+
+def test_a_model_that_knows_no_mirrors_has_no_spread_over_them(shipped_model, thick, tmp_path):
+    network = ("unet", {"in_channels": 2, "width": 4})
+    folder, _ = flat_model(shipped_model, tmp_path, network, mirror=[])
+    result = Predictor(folder, device="cpu").predict(thick, mirror=True, uncertainty=True)
+    keys = [a.key for a in result.attention if a.key.startswith("uncertainty")]
+    assert keys == ["uncertainty_entropy"]
 
 
 def test_neighbours_are_the_slices_beside_with_the_outermost_repeated():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from monai.transforms import RandFlipd
 
 from medsegcore.errors import MissingInputError, ModelWeightsError, SettingError
 from medsegcore.evaluation.metrics import dice
@@ -143,6 +144,36 @@ def test_every_recipe_is_found_by_its_name():
     for name, recipe in RECIPES.items():
         assert recipe.name == name
     assert {"csad", "edge_attention", "ummkd", "affinity", "rsanet"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "space"),
+    [
+        ("csad", {}, "ji"),
+        ("csad", {"augment": "scanner"}, "ji"),
+        ("affinity_teacher", {"augment": "scanner"}, "ji"),
+        ("affinity_teacher", {"augment": "none"}, "ji"),
+        ("ummkd", {"augment": "scanner"}, "ji"),
+        ("ummkd", {"dimensions": 3}, "kji"),
+        ("edge_attention", {}, "kji"),
+        ("edge_attention", {"scanner": True}, "kji"),
+        ("rsanet", {}, "kji"),
+        ("unet", {"dimensions": 3, "patch": (32, 32, 32)}, "kji"),
+        ("unet", {"dimensions": 2, "patch": (1, 64, 64)}, "ji"),
+    ],
+)
+def test_careful_mirrors_along_the_axes_along_which_the_training_did(name, settings, space):
+    channels = {"t1": Channel("T1"), "t2w": T2W, "adc": ADC, "flair": Channel("FLAIR")}
+    if name == "ummkd":
+        channels = {"ct": Channel("CT", "CT", required=False), "t1": Channel("T1", required=False)}
+    recipe, _ = recipe_of(name, settings).configured(described(channels), FACTS)
+    description = recipe.description(described(channels), RECORD)
+    flips = {
+        space[change.flipper.spatial_axis]
+        for change in recipe.transforms(description).flatten().transforms
+        if isinstance(change, RandFlipd)
+    }
+    assert {*description.grid.mirror} & {*space} == flips
 
 
 # CSAD

@@ -55,6 +55,19 @@ def test_its_card_is_honest(model):
     assert any("published AI" in limit for limit in d.limits) == bool(automatic)
 
 
+def test_careful_mirrors_it_as_its_training_did(model):
+    record = model.description.training
+    settings, name = record.settings, record.recipe
+    if name == "distill":
+        name, settings = (
+            settings["teacher_recipe"]["recipe"],
+            settings["teacher_recipe"]["settings"],
+        )
+    flips = {"i"} if settings.get("augment") == "scanner" or settings.get("scanner") else set()
+    expected = {"k", "j", "i"} if name in ("rsanet", "unet") else flips
+    assert {*model.description.grid.mirror} == expected
+
+
 def test_it_finds_something_in_the_middle_of_what_it_is_for(model, shared_data):
     folder, keys, mask = CASES[tuple(spec.key for spec in model.description.inputs)]
     paths = {key: shared_data / folder / f"{key}.nii.gz" for key in [*keys, mask]}

@@ -84,7 +84,11 @@ def _add_predict(app: typer.Typer, console: Console) -> None:
         device: Device = "auto",
         precision: Precision = "auto",
         mirror: Annotated[
-            bool, typer.Option("--mirror", help="Average over 8 mirrorings: 8 times slower.")
+            bool,
+            typer.Option(
+                "--mirror",
+                help="Average over the mirrorings that the model knows: up to 8 times slower.",
+            ),
         ] = False,
         attention: Annotated[bool, typer.Option(help="Also give the attention maps.")] = True,
         uncertainty: Annotated[
@@ -254,7 +258,11 @@ def _add_evaluate(app: typer.Typer, console: Console) -> None:
         ] = None,
         device: Device = "auto",
         mirror: Annotated[
-            bool, typer.Option("--mirror", help="Average over 8 mirrorings: 8 times slower.")
+            bool,
+            typer.Option(
+                "--mirror",
+                help="Average over the mirrorings that the model knows: up to 8 times slower.",
+            ),
         ] = False,
         baseline: Annotated[
             str | None,

@@ -41,7 +41,7 @@ from medsegcore.inference.tiling import (
     tiles_at_once,
 )
 from medsegcore.inference.uncertainty import DROPOUT, SPREAD, entropy_map
-from medsegcore.models import AttentionSpec, ModelDescription, ModelFolder, ModelStore
+from medsegcore.models import AttentionSpec, GridSpec, ModelDescription, ModelFolder, ModelStore
 
 STAGES = ("prepare", "segment", "restore", "measure")
 
@@ -133,11 +133,11 @@ class Predictor:
 
         Args:
             images: Image by input key of the model.
-            mirror: average over the eight mirrorings of each tile (eight times the time), or over
-                the four of each slice.
+            mirror: average over the mirrorings of each tile or slice that the model knows from its
+                training: eight for all three axes, at eight times the time.
             attention: also give the network's attention maps.
             uncertainty: also give, as spatial maps beside the attention, the entropy of the
-                answer and, when `mirror` is on, the standard deviation over the mirrorings.
+                answer and, when `mirror` changes it, the standard deviation over the mirrorings.
             dropout: so many more passes of each tile with the network's dropout switched on; also
                 give their standard deviation, as a spatial map. The answer stays the same.
             thresholds: by label name, 0..1; the model's own where none is given.
@@ -165,7 +165,7 @@ class Predictor:
         prepared = prepare(self.description, images, region)
         clock.step()
         specs = list(self.description.attention) if attention else []
-        if uncertainty and mirror:
+        if uncertainty and mirror and len(_mirrorings(self.description.grid)) > 1:
             specs.append(SPREAD)
         if dropout:
             specs.append(DROPOUT)
@@ -255,7 +255,7 @@ class Predictor:
         weights = tile_weights(tiling.tile, grid)
         weight_sum = np.zeros(tiling.padded, np.float32)
         total: np.ndarray | None = None
-        flips = _mirrorings(2 if grid.flat else 3) if mirror else _mirrorings(0)
+        flips: list[tuple[int, ...]] = _mirrorings(grid) if mirror else [()]
         clock.begin("segment", len(tiling.starts) * (len(flips) + dropout))
         places = list(zip(tiling.starts, tiling.boxes(), strict=True))
         count = 1 if one_by_one else tiles_at_once(tiling.tile, grid)
@@ -444,10 +444,10 @@ class Predictor:
         }
 
 
-def _mirrorings(dimensions: int) -> list[tuple[int, ...]]:
-    """The axes of [B, C, (k,) j, i] to flip: none, each, each pair, all."""
-    axes = range(2, 2 + dimensions)
-    return [pick for n in range(dimensions + 1) for pick in itertools.combinations(axes, n)]
+def _mirrorings(grid: GridSpec) -> list[tuple[int, ...]]:
+    """The axes of [B, C, (k,) j, i] to flip: none, each, each pair, all that the model knows."""
+    axes = [n for n, axis in enumerate("ji" if grid.flat else "kji", 2) if axis in grid.mirror]
+    return [pick for n in range(len(axes) + 1) for pick in itertools.combinations(axes, n)]
 
 
 def _rounded(grid: Grid) -> list[float]:

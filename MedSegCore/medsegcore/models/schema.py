@@ -137,6 +137,8 @@ class GridSpec(Part):
             the user draws takes the place of the middle.
         middle_mm: see `crop`; null but for "middle".
         margin_mm: kept around the foreground.
+        mirror: axes along which the training has shown mirrored images to the network, and along
+            which the careful mode may; of slices, j and i alone count.
     """
 
     orientation: Annotated[str, StringConstraints(pattern=r"^[RL][AP][SI]$")] = "RAS"
@@ -151,6 +153,7 @@ class GridSpec(Part):
     crop: Literal["foreground", "middle", "none"] = "foreground"
     middle_mm: Annotated[float, Field(gt=0, le=1000)] | None = None
     margin_mm: Annotated[float, Field(ge=0, le=100)] = 5.0
+    mirror: tuple[Literal["k", "j", "i"], ...] = ("k", "j", "i")
 
     @model_validator(mode="after")
     def _tile_fits_multiple(self) -> "GridSpec":

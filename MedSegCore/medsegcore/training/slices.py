@@ -79,6 +79,11 @@ def plain_slice_transforms(
     )
 
 
+def mirrored(augment: Augment) -> tuple[Literal["i"], ...]:
+    """The axes along which `plain_slice_transforms` flips, for `GridSpec.mirror`."""
+    return ("i",) if augment == "scanner" else ()
+
+
 def fitted_spacing(facts: DataFacts, patch: tuple[int, int, int]) -> float:
     """Pixel size in mm, in steps of 0.01, at which a patch just holds the median slice."""
     (i, j, _), (_, rows, columns) = facts.spacing, facts.shape

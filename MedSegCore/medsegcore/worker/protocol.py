@@ -59,7 +59,7 @@ class RunOptions:
     Attributes:
         device: "auto", "cpu", "mps", "cuda" or "cuda:N".
         mode: "fast" takes the quickest precision of the device; "careful" computes in fp32 and
-            averages over the mirrorings of each tile (eight times the time, four for slices).
+            averages over the mirrorings that the model knows (up to eight times the time).
         attention: also give the attention maps.
         thresholds: by label name, 0..1; the model's own where none is given.
         min_lesion_ml: smaller lesions are dropped.

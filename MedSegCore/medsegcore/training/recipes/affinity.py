@@ -30,7 +30,7 @@ from medsegcore.training.recipes.known import (
     known_inputs,
     middle_of,
 )
-from medsegcore.training.slices import Augment, fitted_spacing, plain_slice_transforms
+from medsegcore.training.slices import Augment, fitted_spacing, mirrored, plain_slice_transforms
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -87,7 +87,8 @@ class AffinityTeacherRecipe(Recipe):
         assert self.patch is not None
         grid = GridSpec(
             axes="reference", spacing=(self.spacing, self.spacing, None), dimensionality="2D",
-            tile=(8, *self.patch[1:]), multiple=16, **middle_of(self.middle_mm),
+            tile=(8, *self.patch[1:]), multiple=16, mirror=mirrored(self.augment),
+            **middle_of(self.middle_mm),
         )  # fmt: skip
         config: dict[str, Any] = {
             **self.config, "in_channels": len(self.images), "out_channels": classes_of(data)

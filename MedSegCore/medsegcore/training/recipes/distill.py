@@ -71,7 +71,7 @@ DEEPEST = {
     "enet": "high", "espnet": "high", "erfnet": "high",
 }  # fmt: skip
 # What the grid says of tiles is about the machine, not about what the network sees.
-TILING = {"tile", "overlap", "blend", "multiple"}
+TILING = {"tile", "overlap", "blend", "multiple", "mirror"}
 
 
 class DistillationObjective(Objective):

@@ -149,7 +149,8 @@ class EdgeAttentionPretrainingRecipe(Recipe):
         assert self.patch is not None
         grid = GridSpec(
             axes="reference", spacing=SPACING, tile=self.patch, overlap=self.overlap,
-            blend="constant", multiple=8, **middle_of(self.middle_mm),
+            blend="constant", multiple=8, mirror=("i",) if self.scanner else (),
+            **middle_of(self.middle_mm),
         )  # fmt: skip
         return describe(
             data, record, known_inputs(data, [self.image]), grid, self.network_spec(data),

@@ -37,7 +37,7 @@ from medsegcore.training.recipes.base import (
     start_rare,
 )
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
-from medsegcore.training.slices import Augment, plain_slice_transforms
+from medsegcore.training.slices import Augment, mirrored, plain_slice_transforms
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -175,7 +175,7 @@ class UMMKDRecipe(Recipe):
         grid = GridSpec(
             spacing=self.spacing, dimensionality="2.5D" if flat else "3D",
             neighbours=1 if flat else 0, tile=(8, *self.patch[1:]) if flat else self.patch,
-            multiple=8, crop="none",
+            multiple=8, crop="none", mirror=mirrored(self.augment),
         )  # fmt: skip
         config: dict[str, Any] = {
             "out_channels": classes_of(data), "width": self.width, "sharing": self.sharing,
