@@ -52,12 +52,12 @@ class AttentionPart:
         self._heatMap = HeatMapLabel(ui.heatMapLabel, self._onHeatMapClicked)
         self._check = qt.QTimer()
         self._check.setSingleShot(True)
-        self._check.connect("timeout()", self._lookAround)
         # After the views: together they would take longer than an event may.
         self._drawing = qt.QTimer()
         self._drawing.setSingleShot(True)
-        self._drawing.connect("timeout()", self._drawHeatMap)
         self._signals: list[tuple] = [
+            (self._check, "timeout()", self._lookAround),
+            (self._drawing, "timeout()", self._drawHeatMap),
             (ui.mapSelector, "currentIndexChanged(int)", self._onMapChosen),
             (ui.showButton, "toggled(bool)", self._onToggled),
             (ui.opacitySlider, "valueChanged(double)", self._onOpacity),

@@ -10,6 +10,7 @@ from medsegcore.errors import MissingInputError
 from medsegcore.inference import CorrelationAttention
 
 from .NodeNames import KEY, TITLE
+from .SceneConversion import movedSince
 from .Steps import Steps, imageDataInSteps, runToEnd
 from .Translation import _
 
@@ -59,5 +60,5 @@ def loadCorrelation(node) -> CorrelationAttention:
         key=node.GetAttribute(KEY) or "",
         title=node.GetAttribute(TITLE) or node.GetName(),
         maps=bits.view(np.float16).reshape(shape),
-        affine=np.array(json.loads(node.GetAttribute(AFFINE))),
+        affine=movedSince(node) @ np.array(json.loads(node.GetAttribute(AFFINE))),
     )

@@ -71,6 +71,7 @@ def explaining(
         raise MissingInputError(_("There is no lesion to explain."), _("Lower the threshold."))
     sheet = yield from _Sheet.making(table, inputNode, overlayNode)
     canvas = yield from sheet.draw(chosen[:most])
+    yield
     writePng(canvas, path)
     return path
 
@@ -113,9 +114,10 @@ class _Sheet:
         width = 6 * PANEL + 7 * GAP
         height = HEADER + len(rows) * (PANEL + CAPTION + GAP) + FOOTER
         canvas = np.zeros((height, width, 3), np.uint8)
-        count, volume = self.table.totals()
-        title = _("{run}: {count} lesions, {volume:.1f} ml").format(
-            run=self.table.segments.run, count=count, volume=volume
+        volumes = self.table.volumes().items()
+        title = _("{run}: {volumes}").format(
+            run=self.table.segments.run,
+            volumes=", ".join(f"{label} {volume:.1f} ml" for label, volume in volumes),
         )
         drawText(canvas, GAP, 8, title, 22, bold=True)
         halves = (_("Input with the answer's outline"), self.overlayTitle)

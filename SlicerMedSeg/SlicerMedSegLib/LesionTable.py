@@ -13,14 +13,14 @@ import vtk
 
 from medsegcore.errors import MedSegError, SettingError
 from medsegcore.files import write_file
-from medsegcore.imaging import Grid, Image
+from medsegcore.imaging import Grid, Image, without_nans
 from medsegcore.inference.lesions import Lesion, longest_diameter_mm
 from medsegcore.inference.result import lesion_columns, lesion_row
 
 from .InputFrames import imageOfFrame, nodeOfFrame
 from .Lattice import kjiOf, placesIn
 from .Observing import Observers, onSceneClose
-from .Resampling import VOXELS_A_STEP, resamplePart
+from .Resampling import partsOf, resamplePart
 from .ResultToScene import findRuns, inputFrames, inputNodes
 from .RunSegments import RunSegments
 from .SceneConversion import localAffine
@@ -62,6 +62,7 @@ class LesionTable:
 
     Attributes:
         tableNode: the run's table in the scene, kept in step; None when the user removed it.
+        problems: {label: sentence} of those whose segment cannot be measured.
     """
 
     def __init__(self, segments: RunSegments, inputs: Mapping[str, Any] | None = None) -> None:
@@ -86,8 +87,10 @@ class LesionTable:
         )
         self._measured: dict[tuple, Lesion] = {}
         self._stamps: dict[str, tuple] | None = None
+        self._measuredAt = b""
         self._images: dict[str, Image] = {}
         self._rows: list[LesionRow] = []
+        self.problems: dict[str, str] = {}
         self._middle: tuple[np.ndarray, np.ndarray] | None = None
         self._observers = Observers()
         yield from self.updateSteps()
@@ -107,10 +110,17 @@ class LesionTable:
         yield
         self._findMiddle(images)
         rows, used = [], set()
+        problems: dict[str, str] = {}
         for label in self.segments.labels:
-            found = yield from self._components(label)
+            try:
+                found = yield from self._components(label)
+                dropped = self.segments.dropped(label)
+            except MedSegError as error:
+                # The user removed its segment, or gave it another geometry: the others are there.
+                problems[label] = str(error)
+                continue
             kept = [(voxels, True) for voxels in found]
-            for voxels, there in kept + [(v, False) for v in self.segments.dropped(label)]:
+            for voxels, there in kept + [(v, False) for v in dropped]:
                 key = (label, voxels.size, voxels.tobytes())
                 used.add(key)
                 if key not in self._measured:
@@ -122,6 +132,7 @@ class LesionTable:
         self._rows = [
             replace(row, lesion=replace(row.lesion, number=n)) for n, row in enumerate(rows, 1)
         ]
+        self.problems = problems
         yield
         self._fillNode()
         return list(self._rows)
@@ -159,6 +170,14 @@ class LesionTable:
         """How many lesions are kept, and their volume together in ml."""
         kept = [row.lesion.volume_ml for row in self._rows if row.kept]
         return len(kept), float(sum(kept))
+
+    def volumes(self) -> dict[str, float]:
+        """ml that are kept of each label that has a segment."""
+        found = {label: 0.0 for label in self.segments.labels if label not in self.problems}
+        for row in self._rows:
+            if row.kept:
+                found[row.lesion.label] += row.lesion.volume_ml
+        return found
 
     def columns(self) -> list[str]:
         """Names of the columns; units stand in them."""
@@ -218,9 +237,9 @@ class LesionTable:
 
     def text(self, rows: Sequence[LesionRow] | None = None) -> str:
         """Rows (all when None) as tab-separated text for the clipboard, then the totals."""
-        count, volume = self.totals()
-        end = _("{count} lesions kept").format(count=count)
-        return self._written(rows, "\t") + f"\n{end}\t{volume:.3f} ml\n"
+        lines = [f"{label}\t{volume:.3f} ml\n" for label, volume in self.volumes().items()]
+        count = _("{count} kept").format(count=self.totals()[0])
+        return self._written(rows, "\t") + f"\n{count}\n" + "".join(lines)
 
     def saveCsv(self, path: str | Path, rows: Sequence[LesionRow] | None = None) -> None:
         """Write rows (all when None) as CSV; the file appears as a whole or not at all.
@@ -247,6 +266,10 @@ class LesionTable:
             slicer.vtkSegmentation.SegmentRemoved,
         ):
             self._observers.add(self.segments.segmentation, event, modified)
+        self._observers.add(
+            self.segments.segmentation, slicer.vtkMRMLTransformableNode.TransformModifiedEvent,
+            lambda *_a: changed(),
+        )  # fmt: skip
         onSceneClose(self._observers, self.segments.scene, self.close)
 
     def close(self) -> None:
@@ -304,7 +327,10 @@ class LesionTable:
             if node is None or node.GetScene() is None:
                 del self.inputs[key]
         stamps = {key: _stampOf(n, self._frames.get(key)) for key, n in self.inputs.items()}
-        if stamps != self._stamps:
+        # Moved together, results and inputs are the same and stand somewhere else.
+        place = self.segments.worldGrid.affine.tobytes()
+        if (stamps, place) != (self._stamps, self._measuredAt):
+            self._measuredAt = place
             self._images = {}
             for key, node in list(self.inputs.items()):
                 try:
@@ -323,8 +349,9 @@ class LesionTable:
             for image in images.values():
                 # A voxel of many tells where the tissue is.
                 step = max(1, round((image.array.size / MIDDLE_VOXELS) ** (1 / 3)))
-                array = image.array[::step, ::step, ::step]
-                grid = Grid(array.shape, image.affine @ np.diag([step, step, step, 1]))
+                coarse = image.affine @ np.diag([step, step, step, 1])
+                some = without_nans(Image(image.array[::step, ::step, ::step], coarse))
+                grid, array = some.grid, some.array
                 break
             self._middle = tissueMiddle(grid, array)
 
@@ -409,13 +436,12 @@ def meanInside(image: Image, grid: Grid, mask: np.ndarray) -> Steps[float | None
 
     None where it reaches none of it.
     """
-    total, count, slices = 0.0, 0, max(1, VOXELS_A_STEP // mask[0].size)
-    for first in range(0, len(mask), slices):
-        k = slice(first, min(first + slices, len(mask)))
-        part = grid.crop((k, slice(0, mask.shape[1]), slice(0, mask.shape[2])))
-        values = resamplePart(image, part, outside=np.nan)[mask[k]]
-        values = values[~np.isnan(values)]
-        total, count = total + float(values.sum(dtype=np.float64)), count + values.size
+    total, count = 0.0, 0
+    for box in partsOf(image, grid):
+        if mask[box].any():
+            values = resamplePart(image, grid.crop(box), outside=np.nan)[mask[box]]
+            values = values[~np.isnan(values)]
+            total, count = total + float(values.sum(dtype=np.float64)), count + values.size
         yield
     return total / count if count else None
 

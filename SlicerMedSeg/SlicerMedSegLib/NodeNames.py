@@ -12,6 +12,10 @@ KIND = "MedSeg.Kind"
 # What the values of a map are; see MapUnits.
 UNIT = "MedSeg.Unit"
 AXIS = "MedSeg.Axis"
+# Of what holds places in the world: a reference to the run's segmentation, and what took the world
+# of that time to the segmentation's own coordinates.
+PLACED_WITH = "MedSeg.PlacedWith"
+TO_LOCAL = "MedSeg.ToLocal"
 # Of a segmentation that is one of several frames: its number, the series, and what has the frames.
 FRAME = "MedSeg.Frame"
 SERIES = "MedSeg.Series"

@@ -22,7 +22,7 @@ from .Lattice import boundingBox
 from .MapUnits import PROBABILITY, highestOf, setUnit
 from .NodeNames import AXIS, CHECKSUM, INPUT_FRAMES, INPUTS, KEY, KIND, ROLE, RUN, TITLE
 from .Resampling import resampling
-from .SceneConversion import localAffine, orientedImage, parentToWorld
+from .SceneConversion import localAffine, orientedImage, parentToWorld, rememberPlace
 from .SegmentRule import maskChecksum
 from .SegmentTags import CHECKSUM as SEGMENT_CHECKSUM
 from .SegmentTags import LABEL, MIN_ML, ONE_PIECE, THRESHOLD
@@ -71,14 +71,20 @@ def addResultToScene(result: Result, scene, referenceNode, title: str) -> Result
     return runToEnd(resultSteps(result, scene, referenceNode, title))
 
 
-def resultSteps(result: Result, scene, referenceNode, title: str) -> Steps[ResultNodes]:
+def resultSteps(
+    result: Result, scene, referenceNode, title: str, worldAffine: np.ndarray | None = None
+) -> Steps[ResultNodes]:
     """`addResultToScene` in short steps.
+
+    Args:
+        worldAffine: 4x4, where the reference stood when it was read, IJK to RAS in mm; where it
+            stands now when None. The result follows when it was moved since.
 
     The arrays are copied before anything is added; each node appears with all that it holds, and
     `findRuns` knows the run after the last step. Steps that fail or are given up take out of the
     scene what they added.
     """
-    builder = _Builder(result, scene, referenceNode, title)
+    builder = _Builder(result, scene, referenceNode, title, worldAffine)
     # Not as a batch: the segmentations' displayable managers miss nodes that are added in one.
     steps = builder.steps()
     try:
@@ -98,28 +104,34 @@ def resultSteps(result: Result, scene, referenceNode, title: str) -> Steps[Resul
 
 
 class _Builder:
-    def __init__(self, result: Result, scene, referenceNode, title: str) -> None:
+    def __init__(
+        self, result: Result, scene, referenceNode, title: str, worldAffine: np.ndarray | None
+    ) -> None:
         self.result, self.scene, self.reference = result, scene, referenceNode
         self.hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
         self.title = self._freeTitle(title)
         self.made: set[str] = set()
         self.adopted: list = []
         self.folder = 0
+        self.segmentation: Any = None
         # Nodes under a transform hold local coordinates; the result is in the world's.
         transform = referenceNode.GetParentTransformNode()
-        linear = transform is not None and transform.IsTransformToWorldLinear()
-        self.transformId = transform.GetID() if linear else None
-        toLocal = np.linalg.inv(parentToWorld(referenceNode)) if linear else np.eye(4)
-        self.affine = toLocal @ result.grid.affine
-        # Up to rounding it is the reference's own: take that, to the last bit.
+        linear = transform is None or transform.IsTransformToWorldLinear()
+        self.transformId = transform.GetID() if transform is not None and linear else None
         own = localAffine(referenceNode)
+        self.toLocal = np.eye(4)
+        if linear:
+            stood = parentToWorld(referenceNode) @ own if worldAffine is None else worldAffine
+            self.toLocal = own @ np.linalg.inv(stood)
+        self.affine = self.toLocal @ result.grid.affine
+        # Up to rounding it is the reference's own: take that, to the last bit.
         if np.allclose(self.affine, own, atol=1e-4):
             self.affine = own
 
     def steps(self) -> Steps[ResultNodes]:
         """Each node appears with all that it holds; the run is known as one after the last."""
         nodes = ResultNodes(self._makeFolder())
-        nodes.segmentation = yield from self._segmentation()
+        nodes.segmentation = self.segmentation = yield from self._segmentation()
         nodes.answer = yield from self._answer()
         colors = overlayColorNode(self.scene)
         for label in self.result.labels:
@@ -153,6 +165,7 @@ class _Builder:
             self._adopt(store, "correlation", attention.key)
             # Kept in the world, as the maps' own geometry is.
             store.SetAndObserveTransformNodeID(None)
+            rememberPlace(store, self.segmentation, self.toLocal)
             yield
         else:
             return self._sliceTable(attention)
@@ -320,6 +333,7 @@ class _Builder:
         node = self.scene.AddNewNodeByClass("vtkMRMLTableNode", f"{self.title}: {attention.title}")
         self._adopt(node, "attention", attention.key)
         node.SetAttribute(AXIS, attention.axis)
+        rememberPlace(node, self.segmentation, self.toLocal)
         for name, values in (
             ("center_r_mm", attention.centers_ras[:, 0]),
             ("center_a_mm", attention.centers_ras[:, 1]),

@@ -48,6 +48,8 @@ class ResultsPart:
         self.sliders: ThresholdSliders | None = None
         self._segments: RunSegments | None = None
         self._table: LesionTable | None = None
+        # Whether the rows are those of now.
+        self._measured = False
         self._runs: list[str] = []
         # Which run's segments are read, or being read.
         self._opened: str | None = None
@@ -55,9 +57,9 @@ class ResultsPart:
         self._picture: EventLoopSteps | None = None
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
-        self._timer.connect("timeout()", self._update)
         self.lesions = LesionList(ui.lesionTable, self._jump, self._keep, lambda: self._soon(0))
         self._signals: list[tuple] = [
+            (self._timer, "timeout()", self._update),
             (ui.runSelector, "activated(int)", self._onRunChosen),
             (ui.minVolumeSpinBox, "valueChanged(double)", self._onFilter),
             (ui.minProbabilitySpinBox, "valueChanged(double)", self._onFilter),
@@ -93,6 +95,7 @@ class ResultsPart:
     def setRun(self, run: str | None) -> None:
         """Show a run of the scene, or none."""
         if run != self.run or self._opened is None:
+            self._finishPicture()
             self._release()
             self.run = run if run in findRuns(self.scene) else None
         self.refresh()
@@ -152,19 +155,21 @@ class ResultsPart:
     def _opening(self, run: str) -> Steps[None]:
         self._segments = yield from RunSegments.opening(self.scene, run)
         self._table = yield from LesionTable.opening(self._segments)
+        self._measured = True
         self._table.watch(lambda: self._soon(MEASURE_AFTER_MS))
         yield
         self.sliders = ThresholdSliders(
             self.ui.thresholdsFrame, LiveThreshold(self._segments), self._defaults(), self._failed
         )
         yield
-        self._say("")
+        self._say(" ".join(self._table.problems.values()))
         self._enable()
         yield from self._fill()
 
     def _updating(self, table: LesionTable) -> Steps[None]:
         yield from table.updateSteps()
-        self._say("")
+        self._measured = True
+        self._say(" ".join(table.problems.values()))
         self._enable()
         yield from self._fill()
 
@@ -179,7 +184,9 @@ class ResultsPart:
             return
         if self._table is None:
             self._release()
+        self._measured = False
         self.lesions.clear()
+        self.ui.totalsLabel.setText("")
         self._enable()
         if not isinstance(error, MedSegError):
             raise error
@@ -280,11 +287,12 @@ class ResultsPart:
     def _fill(self) -> Steps[None]:
         assert self._table is not None
         rows = self._shownRows()
-        count, volume = self._table.totals()
-        every = len(self._table.rows())
-        text = _("{count} of {every} lesions kept, {volume:.2f} ml").format(
-            count=count, every=every, volume=volume
-        )
+        count, every = self._table.totals()[0], len(self._table.rows())
+        volumes = self._table.volumes().items()
+        text = _("{count} of {every} kept: {volumes}").format(
+            count=count, every=every,
+            volumes=", ".join(f"{label} {volume:.2f} ml" for label, volume in volumes),
+        )  # fmt: skip
         if len(rows) < every:
             text += "; " + _("{shown} shown by the filter").format(shown=len(rows))
         self.ui.totalsLabel.setText(text)
@@ -304,7 +312,7 @@ class ResultsPart:
     def _enable(self) -> None:
         history = self._segments.history if self._segments else None
         there = self._table is not None
-        some = there and bool(self._table.rows()) if self._table else False
+        some = bool(self._table and self._table.rows()) and self._measured
         before = bool(history and history.IsRestorePreviousStateAvailable())
         edited = before and self._segments is not None and self._segments.editedSinceStep()
         self.ui.undoButton.setEnabled(before and not edited)
@@ -372,13 +380,20 @@ class ResultsPart:
         self._picture = EventLoopSteps(steps, self._pictureEnded)
         self._enable()
 
-    def _pictureEnded(self, _path: object, error: Exception | None) -> None:
+    def _pictureEnded(self, path: Any, error: Exception | None) -> None:
         self._picture = None
         self._enable()
-        if isinstance(error, MedSegError):
+        if error is None:
+            self._say(_("Saved '{name}'.").format(name=path.name))
+        elif isinstance(error, MedSegError):
             slicer.util.errorDisplay(str(error))
-        elif error is not None:
+        else:
             raise error
+
+    def _finishPicture(self) -> None:
+        """The user chose a file for it: another result must not take it away."""
+        if self._picture is not None:
+            self._picture.finish()
 
     def _stopPicture(self) -> None:
         picture, self._picture = self._picture, None

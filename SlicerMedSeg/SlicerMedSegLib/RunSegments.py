@@ -5,9 +5,10 @@ lesions that were dropped, and a checksum of the voxels as they were last writte
 are saved with the segmentation, and Slicer's undo puts them back together with the voxels.
 """
 
+import contextlib
 import hashlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import slicer
@@ -61,7 +62,6 @@ class RunSegments:
     Attributes:
         segmentation: the node that the user edits.
         grid: of every array here, in the segmentation's local RAS.
-        worldGrid: the same in the world.
         labels: names of the labels that have a segment, in its order.
         probabilities: float32 [k, j, i] by label.
         history: vtkSegmentationHistory, None when `saveState` was given.
@@ -79,10 +79,16 @@ class RunSegments:
     ) -> Steps["RunSegments"]:
         """The constructor in short steps."""
         segments = cls.__new__(cls)
-        yield from segments._open(scene, run, saveState)
+        try:
+            yield from segments._open(scene, run, saveState)
+        except BaseException:
+            # Steps that are given up leave nothing that observes the scene.
+            segments.close()
+            raise
         return segments
 
     def _open(self, scene, run: str, saveState: Callable[[], object] | None) -> Steps[None]:
+        self._observers, self.history = Observers(), None
         nodes = findRuns(scene).get(run, {})
         if not nodes.get("segmentation") or not nodes.get("probability"):
             raise MissingInputError(
@@ -93,7 +99,6 @@ class RunSegments:
         self.segmentation = nodes["segmentation"][0]
         yield from self._readProbabilities(nodes["probability"])
         self.labels = [name for name in self._segmentIds() if name in self.probabilities]
-        self.history = None
         if saveState is None:
             self.history = slicer.vtkSegmentationHistory()
             self.history.SetMaximumNumberOfStates(20)
@@ -111,7 +116,6 @@ class RunSegments:
         self._others: dict[str, tuple] = {}
         self._inStep = False
         self._hadSurface = False
-        self._observers = Observers()
         onSceneClose(self._observers, scene, self.close)
         yield
         self._sync()
@@ -134,7 +138,15 @@ class RunSegments:
             yield from copyInSteps(copy, turned.array)
             self.probabilities[node.GetAttribute(KEY)] = copy
             self.grid = turned.grid
-        self.worldGrid = Grid(self.grid.shape, parentToWorld(nodes[0]) @ self.grid.affine)
+
+    @property
+    def worldGrid(self) -> Grid:
+        """`grid` where it stands in the world now.
+
+        Raises:
+            GeometryError: the segmentation is under a transform that is not linear.
+        """
+        return Grid(self.grid.shape, parentToWorld(self.segmentation) @ self.grid.affine)
 
     # What the tags say
 
@@ -320,15 +332,35 @@ class RunSegments:
                 _("Take the edits back with Undo in Segment Editor first."),
             )
         step = self._left()
-        self.history.RestorePreviousState()
-        # Segment Editor's own undo leaves the state behind in which the step was edited by hand.
-        while self._left() == step and self.history.IsRestorePreviousStateAvailable():
+        with self._looksKept():
             self.history.RestorePreviousState()
+            # Segment Editor's own undo leaves the state behind in which the step was edited by
+            # hand.
+            while self._left() == step and self.history.IsRestorePreviousStateAvailable():
+                self.history.RestorePreviousState()
 
     def redo(self) -> None:
         """Do again what was undone; an edit by hand has made the history forget it."""
         if self.history is not None and self.history.IsRestoreNextStateAvailable():
-            self.history.RestoreNextState()
+            with self._looksKept():
+                self.history.RestoreNextState()
+
+    @contextlib.contextmanager
+    def _looksKept(self) -> Iterator[None]:
+        """Names, colors and terminology are no part of our steps, but of the history's states:
+        they stay as the user has them. Where that changes one, the history forgets its redo."""
+        segmentation = self.segmentation.GetSegmentation()
+        before = {n: _looks(segmentation.GetSegment(n)) for n in segmentation.GetSegmentIDs()}
+        yield
+        for segmentId, looks in before.items():
+            segment = segmentation.GetSegment(segmentId)
+            if segment is None or _looks(segment) == looks:
+                continue
+            name, color, terminology = looks
+            segment.SetName(name)
+            segment.SetColor(*color)
+            if terminology:
+                segment.SetTag(segment.GetTerminologyEntryTagName(), terminology)
 
     def editedSinceStep(self) -> bool:
         """Whether somebody else changed the voxels of any segment since the last step here.
@@ -520,3 +552,9 @@ class RunSegments:
         slicer.vtkSlicerSegmentationsModuleLogic.SetBinaryLabelmapToSegment(
             modifier, self.segmentation, segmentId, mode, modifier.GetExtent(), False, others
         )
+
+
+def _looks(segment) -> tuple[str, tuple[float, ...], str]:
+    """Name, color and terminology of a segment."""
+    tag = segment.GetTerminologyEntryTagName()
+    return segment.GetName(), tuple(segment.GetColor()), readTag(segment, tag)

@@ -1,5 +1,7 @@
 """Volume nodes to Images and back; where a node stands in the world is what counts."""
 
+import json
+
 import numpy as np
 import slicer
 import vtk
@@ -8,6 +10,7 @@ from vtk.util.numpy_support import numpy_to_vtk
 from medsegcore.errors import ColorImageError, EmptyImageError, GeometryError
 from medsegcore.imaging import Image
 
+from .NodeNames import PLACED_WITH, TO_LOCAL
 from .Translation import _
 
 
@@ -70,6 +73,29 @@ def parentToWorld(node) -> np.ndarray:
     matrix = vtk.vtkMatrix4x4()
     transform.GetMatrixTransformToWorld(matrix)
     return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def rememberPlace(node, placedNode, toLocal: np.ndarray) -> None:
+    """Note that the places (RAS, mm) which a node holds move with another node.
+
+    Args:
+        toLocal: 4x4 that takes them to the other node's own coordinates.
+    """
+    node.SetNodeReferenceID(PLACED_WITH, placedNode.GetID())
+    node.SetAttribute(TO_LOCAL, json.dumps(toLocal.tolist()))
+
+
+def movedSince(node) -> np.ndarray:
+    """4x4 from the world as it was when a node's places were noted to the world of now.
+
+    The identity where nothing was noted, or where that cannot be told any more.
+    """
+    placed, text = node.GetNodeReference(PLACED_WITH), node.GetAttribute(TO_LOCAL)
+    transform = placed.GetParentTransformNode() if placed is not None else None
+    linear = transform is None or transform.IsTransformToWorldLinear()
+    if placed is None or not text or not linear:
+        return np.eye(4)
+    return parentToWorld(placed) @ np.array(json.loads(text))
 
 
 def _hardenedCopy(node) -> Image:

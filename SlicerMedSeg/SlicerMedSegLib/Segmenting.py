@@ -84,6 +84,8 @@ class Segmentation:
         self._title = title or itsTitle
         self._inputs = {key: node for key, node in inputNodes.items() if node is not None}
         self._frames: dict[str, int] = {}
+        # Where the reference is when it is read: the user may move it while the model runs.
+        self._stood: np.ndarray | None = None
         self.request: Request | None = None
         self._live = live
         self._steps: EventLoopSteps | None = None
@@ -118,6 +120,8 @@ class Segmentation:
                 self._frames[key] = frame
             image = imageOfFrame(node, frame, copy=False)
             array = np.empty_like(image.array)
+            if node is self._reference:
+                self._stood = image.affine
             yield from copyInSteps(array, image.array)
             images[key] = image.with_array(array)
         send(images)
@@ -142,7 +146,7 @@ class Segmentation:
 
     def _add(self, result: Result) -> Steps[None]:
         self._checkPresent(self._reference)
-        adding = resultSteps(result, self._scene, self._reference, self._title)
+        adding = resultSteps(result, self._scene, self._reference, self._title, self._stood)
         try:
             while True:
                 next(adding)

@@ -14,7 +14,7 @@ from medsegcore.imaging import Grid, Image
 from .Colors import CLEAR_BELOW, overlayColorNode, overlayTable
 from .NodeNames import AXIS, TITLE
 from .Observing import Observers, onSceneClose
-from .SceneConversion import fillVolumeNode
+from .SceneConversion import fillVolumeNode, movedSince
 from .Translation import _
 
 # From a chart and its parts to the table that they show.
@@ -52,7 +52,8 @@ class SliceAttentionView:
         columns = [_numbers(table.GetColumn(n)) for n in range(count + 3)]
         self.title = tableNode.GetAttribute(TITLE) or tableNode.GetName()
         self.axis = tableNode.GetAttribute(AXIS)
-        self.centers = np.stack(columns[:3], axis=1)
+        moved = movedSince(tableNode)
+        self.centers = np.stack(columns[:3], axis=1) @ moved[:3, :3].T + moved[:3, 3]
         self.matrix = np.stack(columns[3:], axis=1)
         span = self.centers[-1] - self.centers[0]
         length = float(np.linalg.norm(span))

@@ -2,6 +2,7 @@
 
 import inspect
 import time
+import weakref
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
@@ -41,7 +42,9 @@ class EventLoopSteps:
         self._stopped = False
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
-        self._timer.connect("timeout()", self._go)
+        # A connected method would keep this object, and all that the steps hold, for ever.
+        me = weakref.ref(self)
+        self._timer.connect("timeout()", lambda: _goOf(me()))
         self._timer.start(0)
 
     def stop(self) -> None:
@@ -51,6 +54,12 @@ class EventLoopSteps:
         # A step may have caused events that made somebody stop it.
         if inspect.getgeneratorstate(self._steps) != inspect.GEN_RUNNING:
             self._steps.close()
+
+    def finish(self) -> None:
+        """All that is left at once, where it cannot wait."""
+        while not self._stopped and self._timer.isActive():
+            self._timer.stop()
+            self._go()
 
     def _go(self) -> None:
         until = time.monotonic() + TOGETHER_SECONDS
@@ -67,6 +76,11 @@ class EventLoopSteps:
                 self._steps.close()
             else:
                 self._timer.start(0)
+
+
+def _goOf(steps: EventLoopSteps | None) -> None:
+    if steps is not None:
+        steps._go()
 
 
 def copyInSteps(target: np.ndarray, source: np.ndarray) -> Steps[None]:

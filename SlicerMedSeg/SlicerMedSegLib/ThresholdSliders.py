@@ -92,7 +92,7 @@ class ThresholdSliders:
 
 class _Row:
     def __init__(self, frame, label: str, live: LiveThreshold) -> None:
-        self.widget = qt.QWidget(frame)
+        self.widget, self.label = qt.QWidget(frame), label
         grid = qt.QGridLayout(self.widget)
         grid.setContentsMargins(0, 0, 0, 0)
         swatch, name = qt.QLabel(), qt.QLabel(label)
@@ -135,7 +135,9 @@ class _Row:
         self.reason.setText("")
         self.reason.hide()
         self.slider.setEnabled(True)
-        self.slider.toolTip = _("Lowest probability that counts as lesion")
+        self.slider.toolTip = _("Lowest probability that counts as {label}").format(
+            label=self.label
+        )
         self.reset.setEnabled(default is not None and default != threshold)
         if default is not None:
             self.reset.toolTip = _("Back to the model's own threshold, {value:g}").format(

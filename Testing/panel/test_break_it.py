@@ -8,6 +8,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import slicer
@@ -174,6 +175,29 @@ def test_nodes_and_segments_renamed_while_it_runs_keep_their_meaning(hand, ready
     hand.waitUntil(lambda: hand.text("totalsLabel") != before)
     assert next(iter(findRuns(slicer.mrmlScene).values()))["segmentation"][0].GetSegmentation(
     ).GetNthSegment(0).GetName() == "plaque"  # fmt: skip
+
+
+def test_a_reference_moved_while_it_runs_takes_its_answer_along(hand, ready):
+    reference = ready(CROP)["flair"]
+    shared = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "T")
+    reference.SetAndObserveTransformNodeID(shared.GetID())
+    segmenting(hand)
+    # As the Transforms module does, and as "Center volume" does.
+    shared.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(moved(50)))
+    reference.SetOrigin(0, 0, 0)
+    assert ended(hand) == "Done."
+    (nodes,) = findRuns(slicer.mrmlScene).values()
+    bounds, others = [0.0] * 6, [0.0] * 6
+    reference.GetRASBounds(bounds)
+    nodes["probability"][0].GetRASBounds(others)
+    assert others == pytest.approx(bounds, abs=1e-3)
+    assert nodes["segmentation"][0].GetTransformNodeID() == shared.GetID()
+
+
+def moved(mm):
+    matrix = np.eye(4)
+    matrix[:3, 3] = mm
+    return matrix
 
 
 # 4

@@ -278,7 +278,7 @@ def test_small_and_improbable_lesions_are_hidden_not_dropped(host, panel, nodes,
     assert 0 < len(volumes) < count
     assert min(volumes) >= 0.1
     assert f"{len(volumes)} shown by the filter" in panel.resultsUi.totalsLabel.text
-    assert f"{count} of {count} lesions kept" in panel.resultsUi.totalsLabel.text
+    assert f"{count} of {count} kept: MS lesion" in panel.resultsUi.totalsLabel.text
     host.type(panel.resultsUi.minProbabilitySpinBox, "0.75")
     settle(host)
     assert panel.resultsUi.lesionTable.rowCount < len(volumes)
@@ -296,7 +296,7 @@ def test_a_lesion_is_dropped_and_comes_back_by_undo(host, panel, nodes, flair, q
     assert ui.lesionTable.currentRow() == 0
     assert voxels(nodes, flair) == pytest.approx(before - volume * 1000, abs=1)
     count = ui.lesionTable.rowCount
-    assert f"{count - 1} of {count} lesions kept" in ui.totalsLabel.text
+    assert f"{count - 1} of {count} kept: MS lesion" in ui.totalsLabel.text
     host.key(ui.lesionTable, qt.Qt.Key_Z, qt.Qt.ControlModifier)
     assert voxels(nodes, flair) == before
     settle(host)
@@ -327,9 +327,10 @@ def test_the_list_is_copied_as_it_is_shown(host, panel, qt):
     host.click(panel.resultsUi.copyButton)
     lines = qt.QApplication.clipboard().text().splitlines()
     assert lines[0].split("\t")[2] == "volume_ml"
-    volumes = [f"{float(line.split(chr(9))[2]):.3f}" for line in lines[1:-2]]
+    volumes = [f"{float(line.split(chr(9))[2]):.3f}" for line in lines[1:-3]]
     assert volumes == column(panel, "Volume [ml]")
-    assert "lesions kept" in lines[-1]
+    assert lines[-2].endswith(" kept")
+    assert lines[-1] == f"MS lesion\t{float(lines[-1].split(chr(9))[1].split()[0]):.3f} ml"
 
 
 def test_the_list_is_saved_as_csv_with_its_suffix(host, panel, tmp_path):
@@ -353,7 +354,7 @@ def test_the_list_is_saved_as_csv_with_its_suffix(host, panel, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.csv"]
 
 
-def test_the_explaining_picture_is_saved(host, panel, tmp_path):
+def test_the_explaining_picture_is_saved(host, panel, flair, result, tmp_path):
     import slicer
     from PIL import Image
 
@@ -365,6 +366,15 @@ def test_the_explaining_picture_is_saved(host, panel, tmp_path):
     picture = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     assert picture.shape[1] > 1000
     assert picture.std() > 30
+    assert panel.resultsUi.messageLabel.text == "Saved 'sheet.png'."
+    # Another run that is shown meanwhile does not take the picture away.
+    addRun(host, flair, result, "other")
+    host.dialogs.expect("Save a picture", str(tmp_path / "first.png"))
+    host.click(panel.resultsUi.savePictureButton)
+    panel.results.setRun("other")
+    settle(host)
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "sheet.png").read_bytes()
+    (tmp_path / "first.png").unlink()
     # A scene that closes while the picture is drawn leaves no half of it.
     host.dialogs.expect("Save a picture", str(tmp_path / "half.png"))
     host.click(panel.resultsUi.savePictureButton)

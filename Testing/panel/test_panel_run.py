@@ -1,5 +1,6 @@
 """The user runs the model by hand: the real worker on a part of the sample."""
 
+import gc
 import os
 import resource
 import shutil
@@ -14,8 +15,10 @@ import pytest
 import slicer
 
 from medsegcore.imaging import resample
+from medsegcore.inference import Result
 from SlicerMedSegLib.ResultToScene import findRuns
 from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+from SlicerMedSegLib.Steps import EventLoopSteps
 
 MODULE = Path(__file__).resolve().parents[2] / "SlicerMedSeg" / "SlicerMedSeg.py"
 MODEL = "ms-lesion-rsanet"
@@ -102,6 +105,11 @@ def test_volumes_become_a_result_and_the_second_click_starts_at_once(
     assert children() == worker
     assert "start" not in dict(stages)
     assert len(findRuns(slicer.mrmlScene)) == 2
+    host.waitUntil(lambda: not panel.resultsPart.busy)
+    host.wait(50)
+    # The arrays are the scene's now: a session of many runs must not keep each of them twice.
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing) in (Result, EventLoopSteps)]
 
 
 @pytest.mark.parametrize("shows", [False, True], ids=["images are read", "the result is shown"])

@@ -422,3 +422,31 @@ def test_what_is_made_for_looking_alone_is_not_saved(core, nodes, views, flair, 
         names = [other.scene.GetNthNode(n).GetName() for n in range(other.scene.GetNumberOfNodes())]
     assert "MedSeg point" not in names
     assert not [n for n in names if n and n.endswith(": weights")]
+
+
+def test_maps_follow_when_the_images_are_moved_after_the_run(
+    core, flair, ms_images, rater_probability, make_result, slice_attention, correlation_attention,
+    tmp_path
+):  # fmt: skip
+    transform = core.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "T")
+    flair.SetAndObserveTransformNodeID(transform.GetID())
+    attention = [slice_attention, correlation_attention]
+    result = make_result({"MS lesion": rater_probability}, ms_images, 0.02, attention)
+    nodes = addResultToScene(result, core.scene, flair, "run")
+    table = nodes.attention["rsa_axial"]
+    (store,) = findRuns(core.scene)["run"]["correlation"]
+    np.testing.assert_allclose(
+        SliceAttentionView(core.scene, table).centers, slice_attention.centers_ras, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        loadCorrelation(store).affine, correlation_attention.affine, atol=1e-6
+    )
+    turn = np.array([[0, -1, 0, 5], [1, 0, 0, -7], [0, 0, 1, 40], [0, 0, 0, 1.0]])
+    transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(turn))
+    view = SliceAttentionView(core.scene, table)
+    np.testing.assert_allclose(
+        view.centers, slice_attention.centers_ras @ turn[:3, :3].T + turn[:3, 3], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        loadCorrelation(store).affine, turn @ correlation_attention.affine, atol=1e-6
+    )

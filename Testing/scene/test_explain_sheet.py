@@ -64,6 +64,14 @@ def test_the_sheet_shows_three_lesions_in_six_panels(table, nodes, flair, tmp_pa
     assert lengths[0] > lengths[2]
 
 
+def test_one_voxel_that_is_no_number_spoils_no_picture(core, table, flair, ms_images, tmp_path):
+    array = ms_images["flair"].array.astype(np.float32)
+    array[0, 0, 0] = np.nan
+    spoilt = volumeNodeFromImage(Image(array, ms_images["flair"].affine), "N", core.scene)
+    good = read(explainSheet(table, flair, tmp_path / "a.png"))
+    assert np.array_equal(read(explainSheet(table, spoilt, tmp_path / "b.png")), good)
+
+
 def test_right_is_left_and_anterior_is_up(core, nodes, table, ms_images, flair, tmp_path):
     image = reorient(ms_images["flair"], "RAS")
     k, j, i = np.indices(image.shape)

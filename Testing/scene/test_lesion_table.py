@@ -200,6 +200,90 @@ def test_an_update_takes_less_than_a_third_of_a_second(table):
     assert np.median(spent) < 0.3
 
 
+def test_the_table_follows_when_results_and_images_are_moved_together(core, flair, rater_result):
+    transform = core.scene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "T")
+    flair.SetAndObserveTransformNodeID(transform.GetID())
+    nodes = addResultToScene(rater_result, core.scene, flair, "run")
+    rememberInputs(nodes.segmentation, {"flair": flair})
+    table, told = LesionTable(RunSegments(core.scene, "run")), []
+    table.watch(lambda: told.append(None))
+    before = [row.lesion for row in table.rows()]
+    matrix = vtk.vtkMatrix4x4()
+    matrix.SetElement(0, 3, 30.0)
+    transform.SetMatrixTransformToParent(matrix)
+    assert told
+    for row, old in zip(table.update(), before, strict=True):
+        r, a, s = old.center_ras
+        assert row.lesion.center_ras == pytest.approx((r + 30, a, s), abs=1e-3)
+        assert row.lesion.inputs["flair"] == pytest.approx(old.inputs["flair"], rel=1e-5)
+
+
+def test_voxels_that_are_no_numbers_change_no_side_and_no_mean(core, flair, nodes, ms_images):
+    table = LesionTable(RunSegments(core.scene, "run"), {"flair": flair})
+    before = [(row.place, row.lesion.inputs["flair"]) for row in table.rows()]
+    array = ms_images["flair"].array.astype(np.float32)
+    array[array == 0] = np.nan
+    spoilt = volumeNodeFromImage(Image(array, ms_images["flair"].affine), "N", core.scene)
+    table = LesionTable(RunSegments(core.scene, "run"), {"flair": spoilt})
+    for row, (place, mean) in zip(table.rows(), before, strict=True):
+        assert row.place == place
+        assert row.lesion.inputs["flair"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_segment_that_is_gone_leaves_the_other_labels_their_rows(
+    core, flair, ms_images, rater_probability, make_result
+):
+    side = np.zeros_like(rater_probability)
+    side[:, :, : side.shape[2] // 2] = 1
+    both = {"A": rater_probability * side, "B": rater_probability * (1 - side)}
+    nodes = addResultToScene(make_result(both, ms_images, 0.02), core.scene, flair, "run")
+    table = LesionTable(RunSegments(core.scene, "run"))
+    assert {row.lesion.label for row in table.rows()} == {"A", "B"}
+    parts = table.volumes()
+    assert sum(parts.values()) == pytest.approx(table.totals()[1])
+    assert min(parts.values()) > 1
+    nodes.segmentation.GetSegmentation().RemoveSegment("Segment_1")
+    assert {row.lesion.label for row in table.update()} == {"B"}
+    assert table.volumes() == {"B": pytest.approx(parts["B"])}
+    assert list(table.problems) == ["A"]
+    assert "no segment of 'A'" in table.problems["A"]
+
+
+def test_an_opening_that_is_given_up_leaves_nothing_that_observes(core, nodes):
+    steps = RunSegments.opening(core.scene, "run")
+    seen = 0
+    while True:
+        next(steps)
+        segments = steps.gi_frame.f_locals["segments"]
+        seen = len(segments._observers)
+        if seen:
+            break
+    steps.close()
+    assert len(segments._observers) == 0
+
+
+def test_undo_leaves_names_and_colors_as_the_user_has_them(core, nodes):
+    segments = RunSegments(core.scene, "run")
+    segments.begin()
+    segments.recut(LABEL, 0.3)
+    segments.finish()
+    segment = nodes.segmentation.GetSegmentation().GetSegment("Segment_1")
+    segment.SetName("mine")
+    segment.SetColor(1, 0, 0)
+    segments.undo()
+    segment = nodes.segmentation.GetSegmentation().GetSegment("Segment_1")
+    assert (segment.GetName(), segment.GetColor()) == ("mine", (1, 0, 0))
+    assert segments.threshold(LABEL) == 0.5
+    segments.begin()
+    segments.recut(LABEL, 0.4)
+    segments.finish()
+    segments.undo()
+    segments.redo()
+    segment = nodes.segmentation.GetSegmentation().GetSegment("Segment_1")
+    assert (segment.GetName(), segment.GetColor()) == ("mine", (1, 0, 0))
+    assert segments.threshold(LABEL) == 0.4
+
+
 def test_text_and_csv_hold_what_is_shown(table, tmp_path):
     rows = table.rows("number", descending=False, minVolumeMl=0.05)
     table.saveCsv(tmp_path / "lesions.csv", rows)
@@ -212,9 +296,11 @@ def test_text_and_csv_hold_what_is_shown(table, tmp_path):
     assert [line["place"] for line in saved] == [r.place for r in rows]
     lines = list(csv.reader(io.StringIO(table.text()), delimiter="\t"))
     assert lines[0] == table.columns()
-    assert lines[-2] == []
-    assert len(lines) == len(table.rows()) + 3
-    assert lines[-1] == [f"{len(table.rows())} lesions kept", f"{table.totals()[1]:.3f} ml"]
+    assert lines[-3] == []
+    assert len(lines) == len(table.rows()) + 4
+    assert lines[-2:] == [
+        [f"{len(table.rows())} kept"], ["MS lesion", f"{table.totals()[1]:.3f} ml"]
+    ]  # fmt: skip
     with pytest.raises(OutputError):
         table.saveCsv(tmp_path / "absent" / "lesions.csv")
 

@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from medsegcore.imaging import Grid, resample
 from medsegcore.inference import SpatialAttention
-from SlicerMedSegLib import LesionTable as lesionTableModule
+from SlicerMedSegLib import Resampling
 from SlicerMedSegLib.LesionTable import LesionTable, meanInside
 from SlicerMedSegLib.ResultToScene import findRuns, resultSteps
 from SlicerMedSegLib.RunSegments import RunSegments
@@ -123,8 +123,8 @@ def test_the_mean_inside_a_lesion_is_that_of_the_whole_volume_resampled(ms_image
     box = (slice(18, 24), slice(60, 80), slice(50, 90))
     mask = np.zeros((6, 20, 40), bool)
     mask[1:5, 3:15, 6:30] = True
-    for voxels in (lesionTableModule.VOXELS_A_STEP, 900):
-        monkeypatch.setattr(lesionTableModule, "VOXELS_A_STEP", voxels)
+    for voxels in (Resampling.VOXELS_A_STEP, 900):
+        monkeypatch.setattr(Resampling, "VOXELS_A_STEP", voxels)
         mean = runToEnd(meanInside(flair, thick.crop(box), mask))
         assert mean == pytest.approx(whole[box][mask].mean(), rel=1e-4)
     away = Grid((2, 2, 2), np.diag([1.0, 1, 1, 1]) + 900 * np.outer([1, 1, 1, 0], [0, 0, 0, 1]))

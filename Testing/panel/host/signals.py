@@ -13,6 +13,9 @@ from .records import record, recordException
 # Of overloaded signals the attribute form gives one, the first that Qt 5 declares.
 PREFERRED = {("QProcess", "finished"): "finished(int)"}
 _held: dict[int, object] = {}
+# What is connected, until it is disconnected or its sender is destroyed: PythonQt's signal targets
+# are C++ objects, through which Python's collector of cycles does not see.
+_connected: dict[int, list[tuple]] = {}
 
 
 class BoundSignal:
@@ -101,6 +104,11 @@ def connect(wrapper, signal: str, *target) -> bool:
     relays.append((signature, target, relay.__call__))
     QtCore.QObject.connect(held, QtCore.SIGNAL(signature), relays[-1][2])
     _hold(held)
+    (pointer, *_) = Shiboken.getCppPointer(held)
+    if pointer not in _connected:
+        _connected[pointer] = []
+        held.destroyed.connect(functools.partial(_connected.pop, pointer, None))
+    _connected[pointer].append((signature, target))
     return True
 
 
@@ -114,6 +122,8 @@ def disconnect(wrapper, signal: str, *target) -> bool:
     for found in matching[:1] if target else matching:
         QtCore.QObject.disconnect(held, QtCore.SIGNAL(found[0]), found[2])
         relays.remove(found)
+        (pointer, *_) = Shiboken.getCppPointer(held)
+        _connected[pointer].remove((found[0], found[1]))
     return bool(matching)
 
 
