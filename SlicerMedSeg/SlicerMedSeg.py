@@ -114,7 +114,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = self._load("SlicerMedSeg", self.layout)
         readyUi = self._load("ReadyPart", self.ui.readyLayout)
         installation = Installation(REQUIREMENTS, qt.QSettings())
-        self.readyPart = ReadyPart(readyUi, installation, self._readyChanged, self._setPython)
+        self.readyPart = ReadyPart(
+            readyUi, installation, self._readyChanged, self._setPython,
+            running=lambda: self.runPart is not None and self.runPart.busy,
+        )  # fmt: skip
         self._setupParts()
 
     def _setupParts(self) -> None:
@@ -140,7 +143,9 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         registrationUi = self._load("RegistrationPart", self.ui.inputsSection.layout())
         runUi = self._load("RunPart", self.ui.runSection.layout())
         self._partUis = [inputsUi, runUi]
-        self.runPart = RunPart(runUi, scene, self._runFinished, self._deviceChanged)
+        self.runPart = RunPart(
+            runUi, scene, self._runFinished, self._deviceChanged, self.readyPart.runChanged
+        )
         self.ensemblePart = EnsemblePart(runUi, self._ensembleChanged)
         # After the part itself has kept it.
         runUi.pythonEdit.connect("editingFinished()", self.readyPart.pythonChanged)
