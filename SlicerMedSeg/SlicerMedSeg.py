@@ -22,6 +22,8 @@ HOMEPAGE = "https://github.com/medseg/SlicerMedSeg"
 # Which volume the user chose for which input: the inputs are the model's, so that they are
 # references by key and no parameters.
 INPUT_REFERENCE = "MedSeg.Input."
+# Images that play pass a frame faster: its results are opened once they rest.
+FRAME_RESTS_MS = 300
 REQUIREMENTS = Path(__file__).resolve().parent / "Resources" / "requirements.txt"
 
 
@@ -94,6 +96,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ensemblePart = None
         self.registrationPart = self.resultsPart = self.attentionPart = None
         self.framePlayer = None
+        self._frameRun = None
+        self._frameTimer = qt.QTimer()
+        self._frameTimer.setSingleShot(True)
+        self._frameTimer.connect("timeout()", self._frameRests)
         self._parameterNode = None
         self._guiTags: list = []
         self._partUis: list = []
@@ -108,7 +114,10 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = self._load("SlicerMedSeg", self.layout)
         readyUi = self._load("ReadyPart", self.ui.readyLayout)
         installation = Installation(REQUIREMENTS, qt.QSettings())
-        self.readyPart = ReadyPart(readyUi, installation, self._readyChanged, self._setPython)
+        self.readyPart = ReadyPart(
+            readyUi, installation, self._readyChanged, self._setPython,
+            running=lambda: self.runPart is not None and self.runPart.busy,
+        )  # fmt: skip
         self._setupParts()
 
     def _setupParts(self) -> None:
@@ -134,7 +143,9 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         registrationUi = self._load("RegistrationPart", self.ui.inputsSection.layout())
         runUi = self._load("RunPart", self.ui.runSection.layout())
         self._partUis = [inputsUi, runUi]
-        self.runPart = RunPart(runUi, scene, self._runFinished, self._deviceChanged)
+        self.runPart = RunPart(
+            runUi, scene, self._runFinished, self._deviceChanged, self.readyPart.runChanged
+        )
         self.ensemblePart = EnsemblePart(runUi, self._ensembleChanged)
         # After the part itself has kept it.
         runUi.pythonEdit.connect("editingFinished()", self.readyPart.pythonChanged)
@@ -148,7 +159,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         attentionUi = self._load("AttentionPart", self.ui.attentionSection.layout())
         self.attentionPart = AttentionPart(attentionUi, scene, self.registrationPart.off)
         self.resultsPart = ResultsPart(resultsUi, scene, self._runChosen)
-        self.framePlayer = FramePlayer(scene)
+        self.framePlayer = FramePlayer(scene, self._frameShown)
         self.addObserver(scene, scene.StartCloseEvent, self._sceneStartsClosing)
         self.addObserver(scene, scene.EndCloseEvent, self._sceneChanged)
         self.addObserver(scene, scene.EndImportEvent, self._sceneChanged)
@@ -164,6 +175,7 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def cleanup(self) -> None:
         """The panel goes: with the application, or before it is reloaded."""
         self.removeObservers()
+        self._frameTimer.stop()
         self.setParameterNode(None)
         # The last one first: what one laid over the views of another goes before that.
         parts = (
@@ -336,8 +348,19 @@ class SlicerMedSegWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.device = device
 
     def _runChosen(self, run) -> None:
+        self._frameTimer.stop()
         self.attentionPart.setRun(run)
         self.framePlayer.go(run)
+
+    def _frameShown(self, run) -> None:
+        self._frameRun = run
+        self._frameTimer.start(FRAME_RESTS_MS)
+
+    def _frameRests(self) -> None:
+        """The images have gone to another frame: so do its results, and the map that is shown."""
+        if self._frameRun != self.resultsPart.run:
+            self.resultsPart.setRun(self._frameRun)
+            self.attentionPart.follow(self.resultsPart.run)
 
     def _runFinished(self, nodes) -> None:
         """A result is in the scene."""

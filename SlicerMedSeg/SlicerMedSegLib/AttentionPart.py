@@ -101,6 +101,21 @@ class AttentionPart:
         self._readDisplay()
         self._refresh()
 
+    def follow(self, run: str | None) -> None:
+        """Offer the maps of another frame's run: what is shown goes on with that run's own map."""
+        shown, plotted = self.shown, self._plot.shown
+        place = self.probe.place if self.probe is not None else None
+        self.setRun(run)
+        keys = [m.key for m in self.maps]
+        if shown is None or shown.key not in keys:
+            return
+        blocked = self.ui.mapSelector.blockSignals(True)
+        self.ui.mapSelector.setCurrentIndex(keys.index(shown.key))
+        self.ui.mapSelector.blockSignals(blocked)
+        self._turnOn(place)
+        if plotted:
+            self.ui.plotButton.setChecked(True)
+
     def off(self) -> None:
         """Everything off, and every view as the user had it; harmless when nothing is on."""
         self._turnOff()
@@ -129,14 +144,15 @@ class AttentionPart:
         n = self.ui.mapSelector.currentIndex
         return 0 <= n < len(labels) and self.ui.mapSelector.currentText == labels[n]
 
-    def _turnOn(self) -> None:
+    def _turnOn(self, place=None) -> None:
+        """The chosen map over the views; the point of a correlation at `place`, RAS mm."""
         chosen = self._chosen()
         if chosen is None:
             return
         self._stopFollowing()
         self._showStarts()
         try:
-            node = self._volume(chosen)
+            node = self._volume(chosen, place)
             self._display.show(node, self.ui.opacitySlider.value)
             self._clearFollowed()
             self.shown = chosen
@@ -151,7 +167,7 @@ class AttentionPart:
             self._onWindow(self.ui.windowRange.minimumValue, self.ui.windowRange.maximumValue)
         self._refresh()
 
-    def _volume(self, chosen: AttentionMap) -> Any:
+    def _volume(self, chosen: AttentionMap, place) -> Any:
         """What is laid over the views for a map."""
         if chosen.kind == "slice":
             self.view = SliceAttentionView(self.scene, chosen.node)
@@ -164,7 +180,7 @@ class AttentionPart:
             store = next((n for n in stores if n.GetAttribute(KEY) == chosen.key), None)
             if store is not None:
                 self.probe = CorrelationProbe(self.scene, store)
-                self.probe.on(self._middleOfViews())
+                self.probe.on(self._middleOfViews() if place is None else place)
                 return self.probe.map
         return chosen.node
 

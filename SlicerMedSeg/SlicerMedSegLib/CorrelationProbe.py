@@ -82,6 +82,15 @@ class CorrelationProbe:
         onSceneClose(self._observers, self.scene, self.off)
         self._follow()
 
+    @property
+    def place(self) -> np.ndarray | None:
+        """Where the point is, [3] mm RAS; None while there is none."""
+        if self.point is None or self.point.GetNumberOfDefinedControlPoints() < 1:
+            return None
+        ras = [0.0] * 3
+        self.point.GetNthControlPointPositionWorld(0, ras)
+        return np.array(ras)
+
     def off(self) -> None:
         """Follow nothing any more; map and point of ours leave the scene."""
         self._observers.clear()
@@ -104,15 +113,14 @@ class CorrelationProbe:
 
     def _follow(self) -> None:
         """Another map only when another position is nearest: mouse moves come much faster."""
-        if self.point is None or self.point.GetNumberOfDefinedControlPoints() < 1:
+        place = self.place
+        if place is None:
             return
-        ras = [0.0] * 3
-        self.point.GetNthControlPointPositionWorld(0, ras)
-        at = self.attention.index_at(np.array(ras))
+        at = self.attention.index_at(place)
         if at == self._shown:
             return
         self._shown = at
-        image = self.attention.map_at(np.array(ras))
+        image = self.attention.map_at(place)
         level = image.array / max(float(image.array.max()), 1e-12)
         fillVolumeNode(self.map, Image(level.astype(np.float32), image.affine))
         if self._changed is not None:

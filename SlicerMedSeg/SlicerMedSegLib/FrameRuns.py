@@ -1,10 +1,12 @@
 """The runs of a series of frames: one folder, and segmentations that play with the images."""
 
+from collections.abc import Callable
+
 import slicer
 import vtk
 
 from .InputFrames import framesOf, showFrame
-from .NodeNames import FRAME, FRAMES_OF, SERIES
+from .NodeNames import FRAME, FRAMES_OF, RUN, SERIES
 from .Observing import Observers, onSceneClose
 from .ResultToScene import ResultNodes, findRuns
 
@@ -44,11 +46,14 @@ class FramePlayer:
 
     Args:
         scene: MRML scene.
+        shown: called when the images go to another frame of the series that `go` went to last, with
+            the run of that frame, None where it has none.
     """
 
-    def __init__(self, scene) -> None:
-        self._scene = scene
-        self._shown: dict[str, int] = {}
+    def __init__(self, scene, shown: Callable[[str | None], None] = lambda run: None) -> None:
+        self._scene, self._shown = scene, shown
+        self._frames: dict[str, int] = {}
+        self._series: str | None = None
         self._observers, self._browsers = Observers(), Observers()
         onSceneClose(self._observers, scene, self._browsers.clear)
         self._observers.add(scene, scene.EndImportEvent, lambda *_a: self.refresh())
@@ -57,11 +62,11 @@ class FramePlayer:
     def refresh(self) -> None:
         """Follow the browsers of the series that the scene has now."""
         self._browsers.clear()
-        self._shown = {}
+        self._frames = {}
         for series, source in _sources(self._scene).items():
             frames = framesOf(source)
             if frames is not None and frames.browser is not None:
-                self._shown[series] = frames.selected
+                self._frames[series] = frames.selected
                 self._browsers.add(
                     frames.browser, vtk.vtkCommand.ModifiedEvent, lambda *_a: self._follow()
                 )
@@ -69,6 +74,7 @@ class FramePlayer:
     def go(self, run: str | None) -> None:
         """Let images and segmentation show the frame of a run; other runs stay as they are."""
         found = findRuns(self._scene).get(run or "", {}).get("segmentation", [])
+        self._series = found[0].GetAttribute(SERIES) if found else None
         if not found or found[0].GetAttribute(FRAME) is None:
             return
         frame, series = int(found[0].GetAttribute(FRAME)), found[0].GetAttribute(SERIES)
@@ -85,9 +91,11 @@ class FramePlayer:
     def _follow(self) -> None:
         for series, source in _sources(self._scene).items():
             frames = framesOf(source)
-            if frames is not None and frames.selected != self._shown.get(series, frames.selected):
-                self._shown[series] = frames.selected
+            if frames is not None and frames.selected != self._frames.get(series, frames.selected):
+                self._frames[series] = frames.selected
                 _showOnly(self._scene, series, frames.selected)
+                if series == self._series:
+                    self._shown(_runOf(self._scene, series, frames.selected))
 
 
 def _segmentations(scene) -> list:
@@ -99,6 +107,13 @@ def _sources(scene) -> dict:
     """{series: the node that has its frames}."""
     found = {n.GetAttribute(SERIES): n.GetNodeReference(FRAMES_OF) for n in _segmentations(scene)}
     return {series: node for series, node in found.items() if node is not None}
+
+
+def _runOf(scene, series: str, frame: int) -> str | None:
+    for node in _segmentations(scene):
+        if node.GetAttribute(SERIES) == series and node.GetAttribute(FRAME) == str(frame):
+            return node.GetAttribute(RUN)
+    return None
 
 
 def _showOnly(scene, series: str, frame: int) -> None:

@@ -10,7 +10,14 @@ import numpy as np
 import slicer
 
 from medsegcore.imaging import Grid
-from medsegcore.models import ModelDescription, Score, VolumeFacts, match_inputs, score_input
+from medsegcore.models import (
+    Match,
+    ModelDescription,
+    Score,
+    VolumeFacts,
+    match_inputs,
+    score_input,
+)
 
 from .InputRegistration import FROM
 from .ResultToScene import ROLE
@@ -148,9 +155,12 @@ class InputMatcher:
                 Candidate(nodes[n], score.value, _why(score)) for n, score in match.alternatives
             ]
             node = None if match.index is None else nodes[match.index]
-            why = _why(match.score) if node is not None else _nothing(nodes)
-            if node is None and enough:
+            if node is not None:
+                why = _why(match.score)
+            elif enough:
                 why = _("Not needed: the model takes one image.")
+            else:
+                why = _nothing(description, key, nodes, facts, matches)
             if match.ambiguous and others:
                 why += " " + _("{name} fits nearly as well: please check.").format(
                     name=f"'{others[0].node.GetName()}'"
@@ -236,10 +246,35 @@ def _plane(node) -> str:
     return ("sagittal", "coronal", "axial")[axis]
 
 
-def _nothing(nodes: list) -> str:
+def _nothing(
+    description: ModelDescription,
+    key: str,
+    nodes: list,
+    facts: list[VolumeFacts],
+    matches: Mapping[str, Match],
+) -> str:
+    """Why an input gets no volume."""
     if not nodes:
         return _("There is no volume in the scene: load one.")
-    return _("None of the {count} volumes looks like it: please choose.").format(count=len(nodes))
+    used = {match.index: k for k, match in matches.items() if match.index is not None}
+    fitting = [n for n, _score in matches[key].alternatives]
+    if not fitting or not used:
+        text = _("None of the {count} volumes looks like it: please choose.")
+        return text.format(count=len(nodes))
+    best = next((n for n in fitting if n not in used), fitting[0])
+    name = f"'{nodes[best].GetName()}'"
+    if best in used:
+        text = _("{name} fits, but is taken for {title}: please choose.")
+        return text.format(name=name, title=description.input(used[best]).title)
+    studies = {n: facts[n].study for n in used if facts[n].study}
+    other = next((n for n, study in studies.items() if facts[best].study not in ("", study)), None)
+    if other is not None:
+        text = _("{name} fits, but belongs to another study than {other}: please choose.")
+    else:
+        reference = matches[description.reference].index if description.reference else None
+        other = reference if reference is not None else next(iter(used))
+        text = _("{name} fits, but does not lie where {other} lies: please choose.")
+    return text.format(name=name, other=f"'{nodes[other].GetName()}'")
 
 
 def _why(score: Score) -> str:

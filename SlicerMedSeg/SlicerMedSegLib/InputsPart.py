@@ -106,14 +106,14 @@ class InputsPart:
 
     def setModel(self, description: ModelDescription | None) -> None:
         """Make the rows of a model; what the user chose for inputs of the same key stays."""
-        before = {key: row.node for key, row in self._rows.items() if row.byUser}
+        before, frames = self.chosenByUser(), self.frames()
         self._removeRows()
         self._description = description
         if description is not None:
             for spec in description.inputs:
                 self._rows[spec.key] = self._makeRow(len(self._rows), spec)
         self._ui.emptyLabel.visible = description is None
-        self.setNodes(before)
+        self.setNodes(before, frames)
 
     def setNodes(self, nodes: Mapping[str, Any], frames: Mapping[str, int] | None = None) -> None:
         """Choose volumes for inputs, and frames of 4-D ones, by key, as the user would."""
@@ -259,15 +259,21 @@ class InputsPart:
         blocked = row.selector.blockSignals(True)
         row.selector.setCurrentNode(node)
         row.selector.blockSignals(blocked)
-        row.node = row.selector.currentNode()
+        self._take(row, row.selector.currentNode())
+
+    def _take(self, row: _Row, node) -> None:
+        """The row's volume from now on; the frame of another one is none of its."""
+        if node is not row.node:
+            self._want(row, None)
+        row.node = node
 
     def _selected(self, row: _Row, node) -> None:
         if self._closed or row.selector.currentNode() is row.node:
             return
         # A selector empties itself when its node goes: that is nobody's choice.
         gone = node is None and not self._scene.IsNodePresent(row.node)
-        row.node, row.proposal = node, None
-        row.byUser = not gone
+        self._take(row, node)
+        row.proposal, row.byUser = None, not gone
         if node is not None and self._description is not None and self._description.one_of:
             for other in self._rows.values():
                 if other is not row:
@@ -332,7 +338,7 @@ class InputsPart:
         row.why.visible = bool(text)
 
     @staticmethod
-    def _want(row: _Row, frame: int) -> None:
+    def _want(row: _Row, frame: int | None) -> None:
         blocked = row.frameBox.blockSignals(True)
         row.frameBox.clear()
         row.frameBox.blockSignals(blocked)

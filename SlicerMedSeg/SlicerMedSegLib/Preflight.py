@@ -139,12 +139,17 @@ def readyLine(facts: Facts) -> str:
         return ""
     if device["name"] == "cpu" and facts.machine:
         return _("Ready: CPU, {count} cores").format(count=facts.machine["cores"])
-    title = device["title"] if device["name"] != "cpu" else _("CPU")
+    title = _deviceTitle(device)
     if device["free_mb"] is None:
         return _("Ready: {device}").format(device=title)
     return _("Ready: {device}, {free} of {total} GB free").format(
         device=title, free=gigabytes(device["free_mb"]), total=gigabytes(device["total_mb"], 0),
     )  # fmt: skip
+
+
+def _deviceTitle(device: Mapping[str, Any]) -> str:
+    # What the system calls its CPU is often its architecture alone.
+    return device["title"] if device["name"] != "cpu" else _("CPU")
 
 
 def details(facts: Facts) -> list[str]:
@@ -202,7 +207,8 @@ def _installing(facts: Facts) -> Iterator[Problem]:
     torch = _torchProblem(facts)
     if torch is not None:
         yield torch
-    fetched = bool(facts.missing) or (torch is not None and torch.action == TORCH)
+    # Of wheels PyTorch is installed without its extension, too.
+    fetched = bool(facts.missing) or torch is not None
     if fetched and (facts.failure is None or facts.failure.action != WHEELS):
         sentence = _("Without a network, install from a folder of wheels.")
         if facts.offline:
@@ -243,7 +249,7 @@ def _computing(facts: Facts) -> Iterator[Problem]:
                 "Only {free} GB of memory are free on {device}, {need} GB should be: close other "
                 "programs."
             ).format(
-                free=gigabytes(device["free_mb"]), device=device["title"],
+                free=gigabytes(device["free_mb"]), device=_deviceTitle(device),
                 need=gigabytes(LEAST_FREE_MB),
             ),
             AGAIN,

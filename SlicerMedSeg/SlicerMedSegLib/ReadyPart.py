@@ -30,6 +30,7 @@ class ReadyPart:
         setPython: called with the interpreter that the user chose.
         ask: asks the worker for its machine and devices, `ask(finished)`; the warm worker of the
             chosen interpreter when None.
+        running: whether a segmentation is on its way, which what ends the worker would end.
     """
 
     def __init__(
@@ -39,15 +40,17 @@ class ReadyPart:
         changed: Callable[[], None],
         setPython: Callable[[str], None],
         ask: Ask | None = None,
+        running: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ui, self._installation = ui, installation
-        self._changed, self._setPython = changed, setPython
+        self._changed, self._setPython, self._running = changed, setPython, running
         self._ask = ask or (lambda finished: warmWorker(_python()).hello(finished))
         self._worker: dict | None = None
         self._workerError = ""
         self._asking: object = None
         self._closed = self._busy = False
         self.facts = Facts()
+        self._removeTip = ui.removeButton.toolTip
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.setInterval(ASK_MS)
@@ -100,6 +103,11 @@ class ReadyPart:
             self._forgetWorker()
             self._look()
             self.askWorker()
+
+    def runChanged(self) -> None:
+        """A segmentation has started or ended."""
+        if not self._closed:
+            self._show()
 
     def askWorker(self) -> None:
         """Ask for the devices and what is free on them, unless there is nothing to ask."""
@@ -169,7 +177,7 @@ class ReadyPart:
 
     def _act(self, key: str) -> None:
         problem = next((p for p in Preflight.problems(self.facts) if p.key == key), None)
-        if problem is None or self._busy:
+        if problem is None or self._busy or self._mustWait(problem.action):
             return
         {
             Preflight.RESTART: self._restart,
@@ -180,6 +188,10 @@ class ReadyPart:
             Preflight.INTERPRETER: self._choosePython,
             Preflight.AGAIN: self.check,
         }[problem.action]()
+
+    def _mustWait(self, action: str) -> bool:
+        """Whether it would end the worker, and with it a run that nobody cancelled."""
+        return self._running() and action not in (Preflight.RESTART, Preflight.AGAIN)
 
     def _restart(self) -> None:
         if slicer.util.confirmOkCancelDisplay(
@@ -268,15 +280,19 @@ class ReadyPart:
             label, button = getattr(ui, f"{key}Label"), getattr(ui, f"{key}Button")
             problem = rows.get(key)
             label.visible = button.visible = problem is not None
-            button.enabled = not self._busy
             if problem is not None:
+                waits = self._mustWait(problem.action)
+                button.enabled = not self._busy and not waits
+                button.toolTip = _waitText() if waits else ""
                 label.text, button.text = problem.sentence, problem.button
                 # A long path does not wrap and is cut, so that it does not widen the panel.
                 label.toolTip = problem.sentence
         color, text = self._headline(found)
         ui.readyLabel.text = text
         ui.readyLabel.setStyleSheet(f"color: {color}")
-        ui.checkButton.enabled = ui.removeButton.enabled = not self._busy
+        ui.checkButton.enabled = not self._busy
+        ui.removeButton.enabled = not self._busy and not self._running()
+        ui.removeButton.toolTip = _waitText() if self._running() else self._removeTip
         ui.detailsLabel.text = "\n".join(Preflight.details(self.facts))
 
     def _headline(self, found: list[Problem]) -> tuple[str, str]:
@@ -293,6 +309,10 @@ class ReadyPart:
     def _say(self, text: str) -> None:
         self._ui.stepLabel.text = text
         self._ui.stepLabel.visible = bool(text)
+
+
+def _waitText() -> str:
+    return _("A segmentation is on its way, which this would end: wait, or cancel it.")
 
 
 def _python() -> str:

@@ -74,8 +74,10 @@ class RegistrationRun:
         # To files: reading a pipe would block, or need a thread, which Qt's event loop starves.
         with (folder / "events").open("wb") as out, (folder / "words").open("wb") as words:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=out, stderr=words, env=environment
-            )
+                command, stdin=subprocess.PIPE, stdout=out, stderr=words, env=environment,
+                # PythonSlicer would open a console of its own on Windows.
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )  # fmt: skip
         self._events = (folder / "events").open("rb")
 
     def poll(self) -> None:

@@ -85,6 +85,7 @@ class RunPart:
         scene: MRML scene.
         finished: called with the ResultNodes of each run that succeeded.
         deviceChanged: called with the device that the user chose, e.g. "auto" or "cuda:0".
+        busyChanged: called when a run has started or ended.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class RunPart:
         scene,
         finished: Callable[[ResultNodes], None],
         deviceChanged: Callable[[str], None] = lambda device: None,
+        busyChanged: Callable[[], None] = lambda: None,
     ) -> None:
         self._ui, self._scene, self._finished = ui, scene, finished
-        self._deviceChanged = deviceChanged
+        self._deviceChanged, self._busyChanged = deviceChanged, busyChanged
         self._job: Job | None = None
         self._reason = ""
         self._run: Segmentation | SegmentationSeries | None = None
@@ -299,6 +301,7 @@ class RunPart:
             self._say(_sentence(error))
         self._showProgress("start", 0, 1, None)
         self._show()
+        self._busyChanged()
         if self.busy:
             _reveal(self._ui.progressLabel)
 
@@ -333,6 +336,7 @@ class RunPart:
         else:
             self._say(_("Done."))
         self._show()
+        self._busyChanged()
         # What is free has changed; the worker is warm and answers at once.
         if run.nodes is not None:
             self.findDevices()

@@ -323,6 +323,41 @@ def test_another_run_takes_the_maps_of_the_first_off(host, panel, nodes, flair, 
 
 
 @pytest.mark.parametrize("n", range(5))
+def test_what_is_shown_goes_on_with_another_frames_own_map(host, panel, nodes, flair, result, n):
+    import slicer
+
+    before = setUp()
+    addRun(host, flair, result, "next")
+    part, ui = panel.attention, panel.attentionUi
+    ui.mapSelector.setCurrentIndex(n)
+    host.click(ui.showButton)
+    shown = part.shown
+    if part.view is not None:
+        host.click(ui.plotButton)
+        assert ui.plotButton.checked
+    if part.probe is not None:
+        part.probe.point.SetNthControlPointPositionWorld(0, 12, 34, 56)
+    part.follow("next")
+    assert (part.run, part.shown.key, ui.showButton.text) == ("next", shown.key, "Off")
+    assert part.shown.node is not shown.node
+    assert part.shown in part.maps
+    assert ui.mapSelector.currentIndex == n
+    over = {c.GetForegroundVolumeID() for c in composites()}
+    if part.view is not None:
+        assert over == {part.view.weights.GetID()}
+        assert ui.plotButton.checked
+        chart = slicer.mrmlScene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+        assert chart.GetActivePlotChartID() == part.view.chart.GetID()
+    elif part.probe is not None:
+        assert over == {part.probe.map.GetID()}
+        assert part.probe.place.tolist() == [12, 34, 56]
+    else:
+        assert over == {part.shown.node.GetID()}
+    part.follow(None)
+    assert (setUp(), part.shown, ui.showButton.enabled) == (before, None, False)
+
+
+@pytest.mark.parametrize("n", range(5))
 def test_a_scene_closed_with_a_map_on_leaves_an_empty_panel(host, panel, nodes, n):
     import slicer
 

@@ -1,5 +1,6 @@
 """The user gives each input its volume by hand, and is told what is to be said about them."""
 
+import json
 import shutil
 import time
 
@@ -297,6 +298,43 @@ def test_a_frame_of_a_four_dimensional_input_is_chosen_and_saved_with_the_scene(
     assert not box.visible
     assert part.frames() == {}
     assert part.inputNodes()["t2"].GetName() == "MS T2"
+
+
+def test_a_frame_stays_with_its_volume_and_goes_with_it(
+    host, panel, part, ms_visits, make_sequence
+):
+    scene = slicer.mrmlScene
+    for name, prefix in (("Visits", ""), ("Other visits", "Other ")):
+        browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", name)
+        for key in ("flair", "t1"):
+            images = [visit[key] for visit in ms_visits]
+            make_sequence(host.core, browser, prefix + key.upper(), images)
+    host.choose(selector(part, "flair"), "FLAIR")
+    host.choose(selector(part, "t1"), "T1")
+    looked(host, part)
+    host.choose(part._rows["flair"].frameBox, "2 of 2 (visit = 3)")
+    looked(host, part)
+    host.choose(part._rows["t1"].frameBox, "All 2 frames")
+    looked(host, part)
+    expected = {"flair": 1, "t1": -1}
+    assert part.frames() == expected
+    # The other model wants the same volumes.
+    panel.modelPart.choose("ms-lesion-csad")
+    looked(host, part)
+    assert (names(part), part.frames()) == ({"flair": "FLAIR", "t1": "T1"}, expected)
+    # The frames of another volume are others.
+    host.choose(selector(part, "flair"), "Other FLAIR")
+    assert part.frames() == {"t1": -1}
+    looked(host, part)
+    assert part._rows["flair"].frameBox.currentText.startswith("Shown frame")
+    host.choose(selector(part, "flair"), "FLAIR")
+    looked(host, part)
+    assert part.frames() == {"t1": -1}
+    # Nor has one that takes its place without the user.
+    part.setNodes({"t1": scene.GetFirstNodeByName("Other T1")})
+    looked(host, part)
+    assert part.frames() == {}
+    assert json.loads(panel._parameterNode.frames) == {}
 
 
 def test_a_scene_whose_model_is_not_installed_keeps_its_choice_until_the_user_makes_another(

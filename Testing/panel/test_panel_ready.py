@@ -260,6 +260,39 @@ def test_without_its_extension_torch_is_asked_of_the_extension_manager(host, bar
     assert host.dialogs.seen == []
 
 
+def test_what_would_end_a_run_waits_for_its_end(host, panel, addSample, monkeypatch, tmp_path):
+    addSample(SMALL)
+    panel.modelPart.choose("ms-lesion-rsanet")
+    run, ready = panel.runPart, panel.readyPart
+    ui = ready._ui
+    host.waitUntil(lambda: run._ui.segmentButton.enabled)
+    host.waitUntil(lambda: ui.readyLabel.text.startswith("Ready: "))
+    # An idle card asks for another PyTorch, which does not stop a run.
+    card = {"nvidia": {"name": "RTX", "driver": "535"}, "cuda_build": None}
+    devices = [d for d in ready._worker["devices"] if d["name"] == "cpu"]
+    ready._worker = {"devices": devices, "machine": ready._worker["machine"] | card}
+    ready.enter()
+    ready.exit()
+    host.click(ui.detailsButton)
+    assert ui.gpuButton.enabled
+    host.click(run._ui.segmentButton)
+    assert run.busy
+    for button in (ui.gpuButton, ui.removeButton):
+        assert not button.enabled
+        assert "A segmentation is on its way" in button.toolTip
+    assert ui.checkButton.enabled
+    host.screenshot(tmp_path / "waiting.png")
+    # It may have started since the card was drawn.
+    monkeypatch.setattr(ready, "_run", lambda *_: pytest.fail("the worker would have ended"))
+    ready._act("gpu")
+    host.waitUntil(lambda: not run.busy)
+    assert run._ui.runMessageLabel.text == "Done."
+    host.wait(0)
+    assert ui.removeButton.enabled
+    assert "Remove from Slicer's Python" in ui.removeButton.toolTip
+    host.waitUntil(lambda: ready._asking is None)
+
+
 def test_a_closed_card_is_deaf(host, panel):
     panel.readyPart.close()
     panel.readyPart.close()

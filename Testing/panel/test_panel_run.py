@@ -312,6 +312,100 @@ def test_all_frames_are_segmented_one_after_the_other_and_play_with_the_images(
     assert [display.GetVisibility() for display in segmentations] == [0, 1]
 
 
+@pytest.fixture
+def frameRuns(host, panel, ms_images, rater_probability, make_result, make_sequence):
+    """A sequence of three visits: its browser, and the runs of the first two, which are shown."""
+    from medsegcore.inference import SpatialAttention
+    from SlicerMedSegLib.FrameRuns import FrameRuns
+    from SlicerMedSegLib.ResultToScene import addResultToScene
+
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Visits")
+    image = ms_images["flair"]
+    visits = [image.with_array(image.array * np.float32(n)) for n in (1, 2, 3)]
+    proxy = make_sequence(host.core, browser, "FLAIR", visits)
+    slicer.util.setSliceViewerLayers(background=proxy, fit=True)
+    series = FrameRuns(slicer.mrmlScene, proxy, "all frames")
+    for n in range(2):
+        keys = ("decoder", "encoder") if n == 0 else ("encoder",)
+        maps = [SpatialAttention(key, key, rater_probability, 1.0) for key in keys]
+        result = make_result({"MS lesion": rater_probability}, ms_images, attention=maps)
+        series.add(n, addResultToScene(result, slicer.mrmlScene, proxy, f"visit {n + 1}"))
+    panel._showRun("visit 2")
+    host.waitUntil(lambda: not panel.resultsPart.busy)
+    return browser
+
+
+def overlays():
+    """The names of what is laid over the views."""
+    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    nodes = {slicer.mrmlScene.GetNodeByID(c.GetForegroundVolumeID() or "") for c in composites}
+    return {node.GetName() for node in nodes if node is not None}
+
+
+def shownRuns():
+    runs = findRuns(slicer.mrmlScene)
+    nodes = {run: found["segmentation"][0] for run, found in runs.items()}
+    return [run for run, node in nodes.items() if node.GetDisplayNode().GetVisibility()]
+
+
+def test_results_and_the_map_over_the_views_follow_the_frame_that_the_images_show(
+    host, panel, frameRuns, tmp_path
+):
+    browser, results, attention = frameRuns, panel.resultsPart, panel.attentionPart
+    panel.ui.attentionSection.collapsed = False
+    host.wait(50)
+    host.click(attention.ui.showButton)
+    second = attention.shown.node
+    browser.SetSelectedItemNumber(0)
+    host.waitUntil(lambda: results.run == "visit 1")
+    host.waitUntil(lambda: not results.busy)
+    assert shownRuns() == ["visit 1"]
+    assert attention.run == "visit 1"
+    assert attention.shown.key == "encoder"
+    assert attention.shown.node is not second
+    assert overlays() == {attention.shown.node.GetName()}
+    assert [m.node for m in attention.maps if m.key == "encoder"] == [attention.shown.node]
+    assert attention.ui.mapSelector.currentText == "Where: encoder"
+    host.screenshot(tmp_path / "first.png")
+    # A drag cuts what is seen.
+    hidden = findRuns(slicer.mrmlScene)["visit 2"]["segmentation"][0].GetSegmentation()
+    before = hidden.GetSegment("Segment_1").GetRepresentation("Binary labelmap").GetMTime()
+    host.dragSlider(results.sliders.slider("MS lesion"), 0.1)
+    after = hidden.GetSegment("Segment_1").GetRepresentation("Binary labelmap").GetMTime()
+    assert after == before
+    # A map that the other run lacks goes off, and the list offers what that has.
+    host.choose(attention.ui.mapSelector, "Where: decoder")
+    browser.SetSelectedItemNumber(1)
+    host.waitUntil(lambda: results.run == "visit 2")
+    assert (attention.run, attention.shown, overlays()) == ("visit 2", None, set())
+    # A frame without a result has nothing to edit; the next one that has one is shown again.
+    host.waitUntil(lambda: not results.busy)
+    browser.SetSelectedItemNumber(2)
+    host.waitUntil(lambda: results.run is None)
+    assert (attention.run, shownRuns()) == (None, [])
+    browser.SetSelectedItemNumber(1)
+    host.waitUntil(lambda: results.run == "visit 2")
+    assert (attention.run, shownRuns()) == ("visit 2", ["visit 2"])
+
+
+def test_images_that_play_open_no_results_until_they_rest(host, panel, frameRuns, monkeypatch):
+    opened = []
+    setRun = panel.resultsPart.setRun
+    monkeypatch.setattr(panel.resultsPart, "setRun", lambda run: (opened.append(run), setRun(run)))
+    for n in (0, 1, 0, 1, 0):
+        frameRuns.SetSelectedItemNumber(n)
+        host.wait(50)
+    assert opened == []
+    host.waitUntil(lambda: opened)
+    assert opened == ["visit 1"]
+    # The panel shows a run of no series: images that play leave it there.
+    host.waitUntil(lambda: not panel.resultsPart.busy)
+    panel.framePlayer.go(None)
+    frameRuns.SetSelectedItemNumber(1)
+    host.wait(500)
+    assert opened == ["visit 1"]
+
+
 def test_a_frame_of_a_volume_with_several_values_per_voxel_has_results(host, panel, ms_visits):
     visit = ms_visits[0]
     nodes = {key: volumeNodeFromImage(visit[key], key, slicer.mrmlScene) for key in ("t1", "flair")}

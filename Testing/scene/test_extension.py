@@ -95,3 +95,20 @@ def test_the_common_problems_are_told_in_the_words_of_the_code():
             if told and not any(told in text for text in texts):
                 unknown.append(told)
     assert unknown == []
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "of memory are free on", "has ... GB free", "Edited by hand since",
+        "The worker has no model", "The worker has the model", "All frames are wanted",
+        "has no frame", "looks like it",
+        "belongs to another study than", "does not lie where", "is taken for", "is above 0",
+        "seems to have its skull",
+    ],
+)  # fmt: skip
+def test_what_stops_or_warns_the_user_is_among_the_common_problems(told):
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("## Common problems")[1].split("\n## ")[0]
+    (row,) = {line for line in table.splitlines() if told in line.split(" | ")[0]}
+    assert len(row.strip("| ").split(" | ")) == 2

@@ -211,6 +211,32 @@ def test_an_empty_scene_says_what_to_do(core, ms):
     assert "load one" in found["t1"].why
 
 
+def test_what_fits_and_is_not_taken_is_told_with_its_reason(core, small, ms, tags, dicomNode):
+    before = dicomNode(small["t1"], "T1 A", **{"0020|000d": "1.2.3"})
+    for key in ("t1", "t2", "flair"):
+        dicomNode(small[key], f"{key.upper()} B", **{"0020|000d": "1.2.4"})
+    matcher = InputMatcher(core.scene, tags)
+    # The user loaded A first, which stays.
+    found = matcher.match(ms, {"t1": before})
+    assert [found[key].node for key in ("t2", "flair")] == [None, None]
+    assert found["t2"].why == (
+        "'T2 B' fits, but belongs to another study than 'T1 A': please choose."
+    )
+    flair = core.scene.GetFirstNodeByName("FLAIR B")
+    found = matcher.match(ms, {"t1": flair})
+    assert found["flair"].why == f"'FLAIR B' fits, but is taken for {ms.input('t1').title}: " + (
+        "please choose."
+    )
+    core.scene.Clear()
+    volumeNodeFromImage(small["flair"], "FLAIR", core.scene)
+    there = small["t2"].affine.copy()
+    there[0, 3] += 500
+    volumeNodeFromImage(Image(small["t2"].array, there), "T2", core.scene)
+    found = InputMatcher(core.scene).match(ms)
+    assert found["t2"].why == "'T2' fits, but does not lie where 'FLAIR' lies: please choose."
+    assert found["t1"].why == "None of the 2 volumes looks like it: please choose."
+
+
 def test_the_users_own_choice_is_judged_too(core, small, ms):
     node = volumeNodeFromImage(small["t1"], "t1 post gad", core.scene)
     judged = InputMatcher(core.scene).explain(ms, "t1", node)

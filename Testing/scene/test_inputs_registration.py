@@ -1,5 +1,6 @@
 """An input is moved onto the reference by a copy; the user's own volume never changes."""
 
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -305,6 +306,19 @@ def test_the_process_ends_when_the_one_that_started_it_goes(core, pair, small):
     assert job.run._process.wait(timeout=20) == 1
     job.run.poll()
     assert isinstance(job.run.error, RunError)
+
+
+def test_on_windows_the_process_opens_no_console(core, pair, monkeypatch):
+    asked = []
+
+    def popen(command, **options):
+        asked.append(options["creationflags"])
+        raise OSError("no process")
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "CREATE_NO_WINDOW", 0x08000000, raising=False)
+    InputRegistration(core.scene).start(*pair)
+    assert asked == [0x08000000]
 
 
 def test_errors_of_the_process_come_back_as_what_they_are(core, small, pair):

@@ -154,6 +154,14 @@ def test_a_computer_that_knows_no_way_to_a_network_is_told_so(monkeypatch):
     assert "There is no network now." not in Preflight.details(WELL)
 
 
+def test_wheels_are_offered_where_the_extension_of_pytorch_is_missing_too():
+    found = named(Facts(extension=False, offline=True))
+    assert list(found) == ["torch", "wheels"]
+    assert found["torch"].action == Preflight.EXTENSION
+    assert found["wheels"].sentence.startswith("This computer has no network now: ")
+    assert not found["wheels"].blocks
+
+
 def test_an_old_torch_is_told_with_both_versions():
     found = named(Facts(torch="2.1.0+cpu"))
     assert "2.1.0+cpu is too old" in found["torch"].sentence
@@ -200,7 +208,7 @@ def test_an_idle_card_is_told_and_the_cpu_computes(card, machine, words, button)
     assert problems(used) == []
 
 
-@pytest.mark.parametrize(("device", "told"), [(CPU, "x86_64"), (RTX, "NVIDIA RTX A5000")])
+@pytest.mark.parametrize(("device", "told"), [(CPU, "CPU"), (RTX, "NVIDIA RTX A5000")])
 def test_too_little_memory_is_told_with_what_should_be(device, told):
     low = {**device, "free_mb": 900}
     found = named(replace(WELL, worker={"devices": [low], "machine": MACHINE}))
@@ -293,6 +301,21 @@ def test_wheels_from_a_folder_are_installed_by_the_real_pip_and_removed(tiny, fr
     assert again.removeInstalled() is None
     assert again.installed() == []
     assert again.missing() == ("medseg-tiny>=1.0",)
+
+
+def test_torch_is_installed_from_wheels_without_its_extension(tiny, fresh, wheels, monkeypatch):
+    class NoExtension(Extension):
+        def there(self):
+            return False
+
+    tiny.write_text("# All of it is there.\n")
+    # In place of gigabytes.
+    monkeypatch.setattr(installing, "TORCH_REQUIREMENT", "medseg-base>=1.0")
+    without = NoExtension()
+    installation = Installation(tiny, Settings(), Pip(fresh.program), without)
+    assert installation.installWheels(wheels, torch=True) is None
+    assert installation.installed() == ["medseg-base"]
+    assert without.done == []
 
 
 def test_every_wheel_that_a_folder_lacks_is_named_before_pip_runs(tiny, fresh, wheels, tmp_path):

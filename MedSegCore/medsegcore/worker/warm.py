@@ -54,6 +54,8 @@ def memory_mb(device: str) -> tuple[int | None, int | None]:
     try:
         if device.startswith("cuda"):
             free, total = torch.cuda.mem_get_info(device)
+            # What torch keeps of past runs is there for the next one; the driver counts it as used.
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         elif device == "mps":
             total = torch.mps.recommended_max_memory()
             free = total - torch.mps.driver_allocated_memory()
