@@ -50,6 +50,7 @@ class ResultsPart:
         self._table: LesionTable | None = None
         # Whether the rows are those of now.
         self._measured = False
+        self._answered = ""
         self._runs: list[str] = []
         # Which run's segments are read, or being read.
         self._opened: str | None = None
@@ -146,8 +147,9 @@ class ResultsPart:
                 self._segments.redo()
         except MedSegError as error:
             self._enable()
-            self._failed(error)
+            self._answer(str(error))
             return
+        self._answer("")
         self._update()
 
     # The run
@@ -159,17 +161,17 @@ class ResultsPart:
         self._table.watch(lambda: self._soon(MEASURE_AFTER_MS))
         yield
         self.sliders = ThresholdSliders(
-            self.ui.thresholdsFrame, LiveThreshold(self._segments), self._defaults(), self._failed
+            self.ui.thresholdsFrame, LiveThreshold(self._segments), self._defaults(), self._answer
         )
         yield
-        self._say(" ".join(self._table.problems.values()))
+        self._say(self._state())
         self._enable()
         yield from self._fill()
 
     def _updating(self, table: LesionTable) -> Steps[None]:
         yield from table.updateSteps()
         self._measured = True
-        self._say(" ".join(table.problems.values()))
+        self._say(self._state())
         self._enable()
         yield from self._fill()
 
@@ -208,7 +210,7 @@ class ResultsPart:
         if self._segments is not None:
             self._segments.close()
         self.sliders = self._table = self._segments = self._opened = None
-        self._say("")
+        self._answer("")
 
     def _defaults(self) -> dict[str, float]:
         """The thresholds that the model cut at, from the run's provenance."""
@@ -334,8 +336,14 @@ class ResultsPart:
         self.ui.messageLabel.setText(text)
         self.ui.messageLabel.setVisible(bool(text))
 
-    def _failed(self, error: MedSegError) -> None:
-        self._say(str(error))
+    def _answer(self, text: str) -> None:
+        """What came of the user's last action; it stays while lesions are measured again."""
+        self._answered = text
+        self._say(self._state())
+
+    def _state(self) -> str:
+        problems = self._table.problems.values() if self._table is not None else ()
+        return self._answered or " ".join(problems)
 
     # What the user does in the table
 
@@ -352,8 +360,9 @@ class ResultsPart:
             return
         try:
             self._table.keep([row], kept)
+            self._answer("")
         except MedSegError as error:
-            self._failed(error)
+            self._answer(str(error))
         # The item that was clicked is still in the hands of Qt: the table is filled afterwards.
         self._soon(0)
 
@@ -384,7 +393,7 @@ class ResultsPart:
         self._picture = None
         self._enable()
         if error is None:
-            self._say(_("Saved '{name}'.").format(name=path.name))
+            self._answer(_("Saved '{name}'.").format(name=path.name))
         elif isinstance(error, MedSegError):
             slicer.util.errorDisplay(str(error))
         else:

@@ -18,14 +18,14 @@ class ThresholdSliders:
         frame: QWidget with a vertical layout that gets the rows.
         live: of the run.
         defaults: the model's own threshold by label.
-        failed: called with a MedSegError that is to be shown.
+        tell: called with what came of a move, a sentence; "" when it worked.
     """
 
     def __init__(
         self, frame, live: LiveThreshold, defaults: Mapping[str, float],
-        failed: Callable[[MedSegError], None],
+        tell: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.live, self._defaults, self._failed = live, dict(defaults), failed
+        self.live, self._defaults, self._tell = live, dict(defaults), tell
         self._rows: dict[str, _Row] = {}
         for label in live.labels:
             row = self._rows[label] = _Row(frame, label, live)
@@ -76,8 +76,9 @@ class ThresholdSliders:
     def _move(self, label: str, value: float) -> None:
         try:
             self.live.setThreshold(label, value)
+            self._tell("")
         except MedSegError as error:
-            self._failed(error)
+            self._tell(str(error))
             self.refresh()
 
     def _settle(self, label: str, value: float) -> None:

@@ -191,7 +191,10 @@ def test_undo_never_takes_back_what_was_painted_by_hand(host, panel, nodes, flai
     host.key(ui.lesionTable, qt.Qt.Key_Z, qt.Qt.ControlModifier)
     assert voxels(nodes, flair) == painted
     assert "Segment Editor" in ui.messageLabel.text
+    host.wait(250)
     settle(host)
+    # It is still to be read when the lesions are measured again.
+    assert "Segment Editor" in ui.messageLabel.text
     assert not ui.undoButton.enabled
     assert "Undo in Segment Editor" in ui.undoButton.toolTip
     assert "Undo in Segment Editor" in panel.results.sliders.reason(LABEL)
