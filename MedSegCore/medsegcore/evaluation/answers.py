@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from medsegcore.errors import MissingInputError, SettingError, UnreadableImageError
-from medsegcore.imaging import Grid, Image, check_overlap, read_image, resample
+from medsegcore.imaging import Grid, Image, check_overlap, read_labels, resample
 from medsegcore.inference.predictor import Predictor
 from medsegcore.models import ModelDescription
 from medsegcore.models.label_names import standard_name
@@ -87,11 +87,16 @@ class ModelAnswers:
         self._labels = _own_labels(description, labels)
 
     def answer(self, case: str, images: Mapping[str, Image], grid: Grid) -> Answer:
-        """Segment, and bring the answer from the reference image's grid to the mask's."""
+        """Segment, and bring the answer from the reference image's grid to the mask's.
+
+        Raises:
+            OverlapError: the mask lies elsewhere than the images.
+        """
         result = self.predictor.predict(
             {key: image for key, image in images.items() if key in self.keys},
             attention=False, mirror=self.mirror, thresholds=self.thresholds,
         )  # fmt: skip
+        check_overlap(result.grid, grid, f"The reference mask of '{case}'")
         labelmap = resample(result.image(result.labelmap), grid, "nearest").array
         values = {label.name: label.value for label in result.labels}
         return Answer(
@@ -139,6 +144,8 @@ class PredictionFolder:
 
     def check(self, cases: Sequence[str]) -> None:
         """Raise MissingInputError that names the cases without a prediction."""
+        if not self.folder.is_dir():
+            raise MissingInputError(f"There is no folder '{self.folder}'.", "Check its name.")
         missing = [case for case in cases if self._file(case) is None]
         if missing:
             raise MissingInputError(
@@ -157,14 +164,8 @@ class PredictionFolder:
         file = self._file(case)
         if file is None:
             raise UnreadableImageError(f"'{self.folder}' has no prediction of the case '{case}'.")
-        image = read_image(file)
+        image = read_labels(file)
         values = np.unique(image.array)
-        if not np.array_equal(values, np.rint(values)):
-            raise UnreadableImageError(
-                f"'{file}' holds values such as {values[values != np.rint(values)][0]:g}, "
-                "no labels.",
-                "Give label maps, not probabilities.",
-            )
         known = set(self.values.values())
         strange = [f"{v:g}" for v in values if v and None not in known and v not in known]
         if strange:

@@ -37,7 +37,7 @@ from medsegcore.evaluation.statistics import (
     overlap,
     summarise,
 )
-from medsegcore.imaging import Grid, Image, read_image, resample, without_nans
+from medsegcore.imaging import Grid, Image, read_image, read_labels, resample, without_nans
 from medsegcore.inference.predictor import Predictor
 from medsegcore.inference.preprocess import foreground, normalise
 from medsegcore.models import Metric, Normalisation
@@ -167,7 +167,7 @@ def evaluate(
     total = len(cases) * len(methods)
     wanted = [key for method in methods for key in method.keys]
     for n, case in enumerate(cases):
-        mask = read_image(case.mask)
+        mask = read_labels(case.mask)
         images = {
             key: read_image(path)
             for key, path in case.images.items()

@@ -18,6 +18,7 @@ from medsegcore.imaging.io import (
     read_dicom_slices,
     read_grid,
     read_image,
+    read_labels,
     write_image,
 )
 from medsegcore.imaging.measures import Measures, measure
@@ -47,6 +48,7 @@ __all__ = [
     "read_dicom_slices",
     "read_grid",
     "read_image",
+    "read_labels",
     "register",
     "reorient",
     "resample",

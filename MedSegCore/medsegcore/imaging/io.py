@@ -86,6 +86,26 @@ def read_image(path: str | Path, volume: int | None = None) -> Image:
     return from_sitk(_chosen_volume(image, volume, path), _plain_name(path))
 
 
+def read_labels(path: str | Path) -> Image:
+    """Read a mask or a label map.
+
+    Raises:
+        UnreadableImageError: as `read_image`; or values that are no whole numbers.
+    """
+    image = read_image(path)
+    if image.array.dtype.kind != "f":
+        return image
+    whole = np.rint(image.array)
+    # Scaled integers come back as nearly whole numbers.
+    strange = image.array[~(np.abs(image.array - whole) < 1e-3)]
+    if strange.size:
+        raise UnreadableImageError(
+            f"'{path}' holds values such as {float(strange[0]):g}, no labels.",
+            "Give label maps, not probabilities or smoothed masks.",
+        )
+    return image.with_array(whole)
+
+
 def read_grid(path: str | Path) -> Grid:
     """Where the volume of a file lies, from its header alone where that says so.
 

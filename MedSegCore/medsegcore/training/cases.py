@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medsegcore.errors import MissingInputError, SettingError
-from medsegcore.imaging import read_image, resample
+from medsegcore.imaging import Grid, check_overlap, read_image, read_labels, resample
 from medsegcore.inference.preprocess import prepare
 from medsegcore.models import Label, ModelDescription
 from medsegcore.training.datasets import Case, Dataset
@@ -70,15 +70,27 @@ def load_case(case: Case, description: ModelDescription) -> dict[str, Tensor]:
     keys = [spec.key for spec in description.inputs]
     images = {key: read_image(path) for key, path in case.images.items() if key in keys}
     prepared = prepare(description, images)
-    assert case.label is not None
-    label = resample(read_image(case.label), prepared.grid, "nearest").array
+    numbers = class_numbers(labels_on(prepared.grid, case), description.labels)
     seen = [key for key in keys if prepared.present[key]] if description.one_of else keys
     data = {key: torch.from_numpy(prepared.tensor[n])[None] for n, key in enumerate(seen)}
-    return {**data, "label": torch.from_numpy(class_numbers(label, description.labels))[None]}
+    return {**data, "label": torch.from_numpy(numbers)[None]}
+
+
+def labels_on(grid: Grid, case: Case) -> np.ndarray:
+    """The label map of a case on another grid, by nearest neighbours, [k, j, i].
+
+    Raises:
+        UnreadableImageError: it holds no labels.
+        OverlapError: it lies elsewhere than the images.
+    """
+    assert case.label is not None
+    labels = read_labels(case.label)
+    check_overlap(grid, labels.grid, f"'{case.label}'")
+    return resample(labels, grid, "nearest").array
 
 
 def class_numbers(array: np.ndarray, labels: Sequence[Label]) -> np.ndarray:
-    """Label map to class numbers, float32: a lone label is all that is not 0.
+    """Label map to class numbers, float32: a lone label is all above 0.
 
     Values that are none of several labels are background.
     """

@@ -2,7 +2,8 @@
 
 import datetime
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from medsegcore.errors import MissingInputError, SettingError
+from medsegcore.errors import DatasetError, MissingInputError, SettingError
 from medsegcore.inference.devices import choose_device, choose_precision
 from medsegcore.models import ModelDescription, TrainingRecord
+from medsegcore.models.schema import SLUG
 from medsegcore.training.cases import Split, split_cases
 from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.datasets.cache import cache_key, load_cached
@@ -72,6 +74,11 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SettingError(f"{name} is {value}.", "Give more than 0.")
+        if self.model_id is not None and not re.fullmatch(SLUG, self.model_id):
+            raise SettingError(
+                f"'{self.model_id}' cannot be the id of a model.",
+                "Use 2 to 64 small letters, digits and '-'.",
+            )
         if self.early_stop is not None and not self.validation:
             raise SettingError(
                 "Without validation patients nothing says when to stop early.",
@@ -143,6 +150,8 @@ def set_up(
     facts = replace(
         facts, label_share=label_shares(prepared, [label.value for label in description.labels])
     )
+    if used == split.training:
+        notes += _absent(description, facts.label_share)
     objective = recipe.objective(recipe.network(description), facts)
     patches = PatchDataset(
         prepared,
@@ -156,6 +165,17 @@ def set_up(
         data, split, recipe, notes, facts, record, description, objective, patches, device,
         {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype],
     )  # fmt: skip
+
+
+def _absent(description: ModelDescription, shares: Mapping[int, float]) -> list[str]:
+    """A sentence for each label that no case has; DatasetError where none has any."""
+    names = [label.name for label in description.labels if not shares[label.value]]
+    if len(names) == len(description.labels):
+        raise DatasetError(
+            f"No mask of the cases to train on has a voxel of {' or '.join(names)}.",
+            "Check the masks with `medsegcore dataset check`, and the values of the labels.",
+        )
+    return [f"No case to train on has a voxel of '{name}': it is not learnt." for name in names]
 
 
 def _described(recipe: Recipe, data: Dataset, record: TrainingRecord) -> ModelDescription:

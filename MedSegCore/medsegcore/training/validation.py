@@ -13,7 +13,7 @@ from medsegcore.evaluation.metrics import dice
 from medsegcore.imaging import Image, read_image, resample
 from medsegcore.inference.predictor import Predictor
 from medsegcore.models import Label, ModelDescription
-from medsegcore.training.cases import class_numbers
+from medsegcore.training.cases import class_numbers, labels_on
 from medsegcore.training.datasets import Case
 
 MONITOR = "validation_dice"
@@ -55,10 +55,8 @@ class Validation(Callback):
         keys = [spec.key for spec in self.description.inputs]
         images = {key: read_image(path) for key, path in case.images.items() if key in keys}
         result = predictor.predict(images, attention=False)
-        assert case.label is not None
         labels = self.description.labels
-        map_ = resample(read_image(case.label), result.grid, "nearest").array
-        reference = class_numbers(map_, labels)
+        reference = class_numbers(labels_on(result.grid, case), labels)
         for n, label in enumerate(labels):
             of_answer, of_reference = result.labelmap == label.value, reference == label.value
             if of_answer.any() or of_reference.any():

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from medsegcore.errors import MedSegError
-from medsegcore.imaging import Grid, Image, fov_overlap, measure, read_image
+from medsegcore.imaging import Grid, Image, fov_overlap, measure, read_image, read_labels
 from medsegcore.models.contrasts import contrast_of
 from medsegcore.training.datasets.dataset import Case, Dataset
 from medsegcore.training.datasets.picture import draw_case
@@ -212,7 +212,7 @@ class _Checks:
         if case.label is None:
             return None
         try:
-            label = read_image(case.label)
+            label = read_labels(case.label)
             label.grid.check("The label")
         except MedSegError as error:
             self.say("error", case.id, error.message)
@@ -221,7 +221,7 @@ class _Checks:
         self._values(case, values)
         if not self.dataset.declared:
             label = label.with_array((label.array > 0).astype(np.uint8))
-        if not values - {0}:
+        if max(values) <= 0:
             self.say("warning", case.id, "The label is empty.")
         if images and not any(
             label.grid.same_as(image.grid, SAME_GRID_MM) for image in images.values()

@@ -268,6 +268,13 @@ def _from_folders(path: Path, label: str, keys: Sequence[str] | None) -> Dataset
             cases.append(Case(case, patient, folder.parent.name, images, mask))
     if not cases:
         images_named = ", ".join(f"{key}.nii.gz" for key in keys or ["t1", "flair"])
+        near = [file for file in sorted(path.rglob("*.nii*"))
+                if file.name.lower().removesuffix(".gz") == f"{label}.nii".lower()]  # fmt: skip
+        if near:
+            raise MissingInputError(
+                f"There is a '{near[0].name}' in '{near[0].parent}', but no '{label}.nii.gz'.",
+                f"Save the masks as {label}.nii.gz.",
+            )
         raise MissingInputError(
             f"There is no case with a '{label}.nii.gz' under '{path}'.",
             f"Each case is a folder with images, such as {images_named}, and {label}.nii.gz; "

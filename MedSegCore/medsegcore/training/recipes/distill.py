@@ -294,7 +294,7 @@ class DistillRecipe(Recipe):
         update = {
             "training": record.model_copy(update={"parents": parents, "settings": settings}),
             "weights": description.weights.model_copy(update=terms),
-            "limits": [*description.limits, *limits],
+            "limits": list(dict.fromkeys([*description.limits, *limits])),
         }
         return description.model_copy(update=update)
 

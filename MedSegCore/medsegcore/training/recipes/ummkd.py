@@ -21,13 +21,13 @@ from monai.transforms import Compose, RandCropByPosNegLabeld, SpatialPadd
 from torch import Tensor, nn
 
 from medsegcore.errors import SettingError
-from medsegcore.imaging import read_image, resample
+from medsegcore.imaging import read_image
 from medsegcore.inference.preprocess import prepare
 from medsegcore.losses.ummkd import UMMKDLoss, weight_of
 from medsegcore.models import GridSpec, InputSpec, ModelDescription, NetworkSpec, TrainingRecord
 from medsegcore.networks.ummkd import SETTINGS, UMMKD2d, UMMKD3d
 from medsegcore.training.augmentation import Stackd
-from medsegcore.training.cases import class_numbers
+from medsegcore.training.cases import class_numbers, labels_on
 from medsegcore.training.recipes.base import (
     Batch,
     DataFacts,
@@ -248,11 +248,9 @@ class UMMKDRecipe(Recipe):
 
     def load(self, case: "Case", description: ModelDescription) -> dict[str, Tensor]:
         """{"image": [1, k, j, i] of whichever modality, "label": [1, k, j, i]}."""
-        assert case.label is not None
         key = self.modality(case)
         prepared = prepare(description, {key: read_image(case.images[key])})
-        label = resample(read_image(case.label), prepared.grid, "nearest").array
-        numbers = class_numbers(label, description.labels)
+        numbers = class_numbers(labels_on(prepared.grid, case), description.labels)
         return {
             "image": torch.from_numpy(prepared.tensor),
             "label": torch.from_numpy(numbers)[None],
