@@ -18,6 +18,7 @@ from monai.transforms import Compose
 from torch import nn
 from torch.optim import Optimizer
 
+from medsegcore.errors import SettingError
 from medsegcore.losses import LesionLoss
 from medsegcore.losses.rsanet import WeightForm
 from medsegcore.models import (
@@ -105,6 +106,11 @@ class RSANetRecipe(Recipe):
 
     def __post_init__(self) -> None:
         check_prior(self.prior)
+        unknown = sorted({*self.drop} - {*self.keys})
+        if unknown:
+            raise SettingError(
+                f"drop names '{unknown[0]}', which is no input.", f"Inputs: {', '.join(self.keys)}."
+            )
 
     @property
     def keys(self) -> list[str]:
