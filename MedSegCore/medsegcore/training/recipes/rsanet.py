@@ -74,6 +74,7 @@ class RSANetRecipe(Recipe):
         prior: the lesions' probability before training, where there is a bias: `start_rare`.
         patch: of 1 mm.
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
+        warmup_steps: a tenth of the budget where that is less.
         weight_decay: of AdamW.
         loss: form of the exponential class weights, "printed" or "swapped".
         ghosting: probability of ghosts in an input.

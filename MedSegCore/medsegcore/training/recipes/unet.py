@@ -75,6 +75,7 @@ class UNetRecipe(Recipe):
         spacing: mm along i, j, k that all is resampled to; null keeps an axis as it is (slices).
         width: of the network (`UNetConfig`).
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
+        warmup_steps: a tenth of the budget where that is less.
         weight_decay: of AdamW.
         drop: probability of hiding an optional input from the network.
         ghosting: probability of ghosts in an input.
