@@ -14,7 +14,7 @@ from PIL import Image as Picture
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medsegcore.errors import ModelWeightsError, OutputError, SettingError
-from medsegcore.training import facts
+from medsegcore.training import facts, report
 from medsegcore.training.datasets import read_dataset
 from medsegcore.training.recipes import RSANetRecipe, UNetRecipe
 from medsegcore.training.runfile import RUN, as_before
@@ -102,6 +102,17 @@ def test_another_training_is_no_continuation(data, begun, change, plan, words):
 def test_other_cases_are_no_continuation(data, begun):
     with pytest.raises(SettingError, match="began with other cases"):
         train(SMALL, data, begun, replace(PLAN, resume=True, steps=3, test=["b"]))
+
+
+def test_the_cases_of_all_uses_are_measured_in_one_count(data, tmp_path, no_cost):
+    run = train(SMALL, data, tmp_path, replace(PLAN, test=["b"]))
+    told = []
+    report.measure(run, "cpu", lambda *now: told.append(now))
+    done, totals, left = zip(*told, strict=True)
+    assert done == (0, 1, 1, 2, 3)
+    assert {*totals} == {3}
+    assert left[0] is None
+    assert min(left[1:4]) > left[4] == 0
 
 
 def test_what_the_machine_chose_stays_on_a_busier_one(data, tmp_path, monkeypatch):

@@ -100,7 +100,8 @@ def run_fine_tune(
     recipe = FineTuningRecipe(model=str(old.path), **settings)
     plan = Plan(**options)
     if dry_run:
-        for line in rehearse(recipe, read_cases(recipe, cases, plan), plan).lines(plan):
+        rehearsal = rehearse(recipe, read_cases(recipe, cases, plan), plan)
+        for line in [*rehearsal.lines(plan), rehearsal.measuring]:
             console.say(line)
             console.event("plan", text=line)
         return
@@ -113,7 +114,7 @@ def run_fine_tune(
         new = measure(
             run,
             device=options["device"],
-            progress=lambda name, done, total: console.progress("measure", done, total, None),
+            progress=lambda done, total, left: console.progress("measure", done, total, left),
         )
     if run.test:
         rows = _compare(console, old, new, run.test, "new cases", out, options["device"])

@@ -33,7 +33,8 @@ def run_train(
     chosen = make_recipe(recipe, settings)
     plan = Plan(**options)
     if dry_run:
-        for line in rehearse(chosen, data, plan).lines(plan):
+        rehearsal = rehearse(chosen, data, plan)
+        for line in [*rehearsal.lines(plan), rehearsal.measuring]:
             console.say(line)
             console.event("plan", text=line)
         return
@@ -46,7 +47,7 @@ def run_train(
         folder = measure(
             run,
             device=options["device"],
-            progress=lambda name, done, total: console.progress("measure", done, total, None),
+            progress=lambda done, total, left: console.progress("measure", done, total, left),
         )
     console.event("result", folder=str(folder.path))
     for metric in folder.description.metrics:
