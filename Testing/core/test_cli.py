@@ -1,6 +1,7 @@
 """The command line as a user or a program meets it."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 
 from medsegcore.cli import console, main
 from medsegcore.cli.app import input_files, recipe_settings, thresholds
-from medsegcore.errors import InputError
+from medsegcore.cli.train import resumable
+from medsegcore.errors import CancelledError, InputError
 from medsegcore.imaging import file_and_volume
 from medsegcore.models import ModelFolder, store
 
@@ -175,6 +177,33 @@ def test_a_cancelled_run_leaves_nothing_behind(ms_case_dir, tmp_path):
     assert "cancelled" in complaint
     assert time.monotonic() - started < 30
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal for a group")
+def test_ctrl_c_ends_a_training_with_one_sentence_that_says_how_to_go_on(ms_cases, tmp_path):
+    command = [sys.executable, "-m", "medsegcore", "train", "--data", str(ms_cases),
+               "--out", str(tmp_path / "run"), "--steps", "100000", "--device", "cpu",
+               "--workers", "2", "--set", "width=2", "--set", "norm_groups=1",
+               "--set", "patch=[16,16,16]", "--set", "batch_size=1", "--json"]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stdout:
+        if '"progress"' in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    said, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    told = "Error: The command was cancelled. The same command with --resume goes on.\n"
+    assert complaint == told
+    assert events(said)[-1]["code"] == "run.cancelled"
+
+
+def test_a_training_that_left_no_checkpoint_is_not_said_to_go_on(tmp_path):
+    with pytest.raises(CancelledError) as caught, resumable(tmp_path):
+        raise CancelledError("The command was cancelled.")
+    assert str(caught.value) == "The command was cancelled."
 
 
 def test_arguments_are_read_as_meant(tmp_path):

@@ -29,6 +29,7 @@ from medsegcore.training.recipes import (
     EdgeAttentionRecipe,
     RSANetRecipe,
     UMMKDRecipe,
+    UNetRecipe,
     recipe_of,
 )
 from medsegcore.training.setup import Plan, set_up
@@ -561,6 +562,41 @@ def test_a_trained_folder_stands_alone(teacher):
 def test_a_value_that_a_setting_cannot_have_is_refused(settings, words):
     with pytest.raises(SettingError, match=words):
         recipe_of("csad", settings, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("unet", {"drop": 3}, "drop is 3"),
+        ("unet", {"transplant": 2}, "transplant is 2. Give 0 to 1"),
+        ("unet", {"ghosting": -1}, "ghosting is -1"),
+        ("unet", {"neighbours": -1}, "neighbours is -1"),
+        ("unet", {"spacing": [0, 1, 1]}, "spacing is 0"),
+        ("unet", {"width": True}, "width is True. Give a number"),
+        ("unet", {"patch": [True, 64, 64]}, "patch is .True, 64, 64.. Give a number"),
+        ("rsanet", {"drop": {"t2": 3}}, "drop is 3"),
+        ("rsanet", {"drop": {"t9": 0.3}}, "drop names 't9', which is no input"),
+        ("rsanet", {"transplant": -0.1}, "transplant is -0.1"),
+        ("rsanet", {"ghosting": 1.1}, "ghosting is 1.1"),
+    ],
+)
+def test_what_is_no_number_or_no_probability_is_refused(name, settings, words):
+    with pytest.raises(SettingError, match=words):
+        recipe_of(name, settings)
+
+
+def test_what_always_happens_is_a_probability_and_true_is_a_switch():
+    assert recipe_of("unet", {"transplant": 1, "ghosting": 0}).transplant == 1
+    assert recipe_of("edge_attention", {"scanner": True}).scanner is True
+
+
+def test_slices_have_neighbours_and_3d_patches_have_none():
+    data = described({"t2w": T2W})
+    flat, _ = UNetRecipe(neighbours=1).configured(data, FACTS)
+    assert (flat.dimensions, flat.neighbours) == (2, 1)
+    solid = replace(FACTS, spacing=(1.0, 1.0, 1.0), shape=(160, 192, 192))
+    with pytest.raises(SettingError, match="neighbours is 3, but these images are seen in 3D"):
+        UNetRecipe(neighbours=3).configured(data, solid)
 
 
 def test_values_come_from_json_as_the_settings_kinds():

@@ -1,21 +1,25 @@
 """A training goes on as what it was: its recipe, its cases, and what the machine chose."""
 
+import errno
 import io
 import json
+import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image as Picture
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from medsegcore.errors import SettingError
-from medsegcore.training import facts
+from medsegcore.errors import ModelWeightsError, OutputError, SettingError
+from medsegcore.training import facts, report
 from medsegcore.training.datasets import read_dataset
 from medsegcore.training.recipes import RSANetRecipe, UNetRecipe
 from medsegcore.training.runfile import RUN, as_before
 from medsegcore.training.setup import Plan, set_up
-from medsegcore.training.trainer import train
+from medsegcore.training.trainer import BEST, LAST, MODEL, train
 
 SMALL = RSANetRecipe(width=2, norm_groups=1, patch=(16, 16, 16), batch_size=1, warmup_steps=1)
 PLAN = Plan(steps=2, device="cpu", workers=0)
@@ -100,6 +104,17 @@ def test_other_cases_are_no_continuation(data, begun):
         train(SMALL, data, begun, replace(PLAN, resume=True, steps=3, test=["b"]))
 
 
+def test_the_cases_of_all_uses_are_measured_in_one_count(data, tmp_path, no_cost):
+    run = train(SMALL, data, tmp_path, replace(PLAN, test=["b"]))
+    told = []
+    report.measure(run, "cpu", lambda *now: told.append(now))
+    done, totals, left = zip(*told, strict=True)
+    assert done == (0, 1, 1, 2, 3)
+    assert {*totals} == {3}
+    assert left[0] is None
+    assert min(left[1:4]) > left[4] == 0
+
+
 def test_what_the_machine_chose_stays_on_a_busier_one(data, tmp_path, monkeypatch):
     free = UNetRecipe()
     began = train(free, data, tmp_path / "r", replace(PLAN, steps=1))
@@ -112,3 +127,53 @@ def test_what_the_machine_chose_stays_on_a_busier_one(data, tmp_path, monkeypatc
     assert (anew.patch, anew.batch_size, anew.width) != (
         resumed.patch, resumed.batch_size, resumed.width,
     )  # fmt: skip
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_checkpoint_whole(data, begun, monkeypatch):
+    before = (begun / LAST).read_bytes()
+    written = Path.write_bytes
+
+    def full(path, content):
+        if "ckpt" in path.name:
+            written(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(
+        OutputError, match=r"last\.ckpt' cannot be written: No space left on device"
+    ):
+        train(SMALL, data, begun, replace(PLAN, resume=True, steps=3))
+    assert (begun / LAST).read_bytes() == before
+    assert not list(begun.glob(".*"))
+    monkeypatch.undo()
+    run = train(SMALL, data, begun, replace(PLAN, resume=True, steps=3))
+    assert run.folder.description.training.steps == 3
+
+
+def test_a_disk_that_fills_up_beside_the_checkpoints_is_told_too(data, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OutputError, match="cannot write to its folder: No space left on device"):
+        train(SMALL, data, tmp_path / "r", PLAN, full)
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_damaged_checkpoint_is_named_with_what_to_do(data, begun, share):
+    content = (begun / LAST).read_bytes()
+    (begun / LAST).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ModelWeightsError, match=r"last\.ckpt' is damaged\. Train anew in another"):
+        train(SMALL, data, begun, replace(PLAN, resume=True, steps=3))
+
+
+def test_a_damaged_best_checkpoint_can_be_done_without(data, tmp_path):
+    plan = replace(PLAN, validation=["b"], validate_every=1)
+    train(SMALL, data, tmp_path, plan)
+    shutil.rmtree(tmp_path / MODEL)
+    (tmp_path / BEST).write_bytes(b"")
+    again = replace(plan, resume=True)
+    with pytest.raises(ModelWeightsError, match=r"best\.ckpt' is damaged\. Delete it and resume"):
+        train(SMALL, data, tmp_path, again)
+    (tmp_path / BEST).unlink()
+    assert train(SMALL, data, tmp_path, again).folder.description.training.steps == 2

@@ -353,6 +353,7 @@ def test_a_rehearsal_says_what_would_be_done_and_writes_nothing(
     assert "2 of 32 x 32 x 32 voxels" in said
     assert "steps per minute" in said
     assert "about 600 steps" in said
+    assert "Measuring the model on 3 cases comes on top." in said
     assert not any(tmp_path.iterdir())
 
 

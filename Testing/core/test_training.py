@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from medsegcore.training.module import in_layout, ramped_average
 from medsegcore.training.patches import CountingSampler, PatchDataset
 from medsegcore.training.provenance import weights_terms
 from medsegcore.training.recipes import RSANetRecipe
+from medsegcore.training.recipes.base import warm_cosine
 from medsegcore.training.setup import Plan
 from medsegcore.training.trainer import train
 
@@ -161,6 +163,21 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
     assert recipe.learning_rate_at(0, 0) == pytest.approx(1e-4, rel=0.02)
     assert recipe.learning_rate_at(0.5, 500) == pytest.approx(1e-3 * 0.51)
     assert recipe.learning_rate_at(1, 1000) == pytest.approx(1e-5)
+
+
+def test_a_short_training_warms_up_over_a_tenth_of_its_budget():
+    def rates(steps):
+        return [warm_cosine(1.0, 100, step / steps, step) for step in range(steps)]
+
+    short = rates(40)
+    assert short[0] == pytest.approx(0.01, rel=0.02)
+    assert short[2] == pytest.approx(0.5, rel=0.02)
+    assert max(short) == short[4] > 0.98
+    # By the minute it is the same, whatever the number of steps.
+    assert warm_cosine(1.0, 100, 0.1, 7) == pytest.approx(0.986, abs=1e-3)
+    for step, rate in enumerate(rates(1000)):
+        cosine = 0.5 * (1 + math.cos(math.pi * (step / 1000))) + 0.01
+        assert rate == min(1.0, (step + 1) / 100) * cosine
 
 
 def test_the_running_mean_is_its_formula_by_hand():

@@ -89,7 +89,7 @@ def run_fine_tune(
 ) -> None:
     """Train on, measure, and compare the two versions on new and on old cases."""
     console.say("Loading the training libraries ...")
-    from medsegcore.cli.train import training_progress
+    from medsegcore.cli.train import resumable, training_progress
     from medsegcore.evaluation.evaluate import card_metrics
     from medsegcore.training.finetune import FineTuningRecipe, fine_tune, read_cases
     from medsegcore.training.provenance import seen_before
@@ -100,20 +100,22 @@ def run_fine_tune(
     recipe = FineTuningRecipe(model=str(old.path), **settings)
     plan = Plan(**options)
     if dry_run:
-        for line in rehearse(recipe, read_cases(recipe, cases, plan), plan).lines(plan):
+        rehearsal = rehearse(recipe, read_cases(recipe, cases, plan), plan)
+        for line in [*rehearsal.lines(plan), rehearsal.measuring]:
             console.say(line)
             console.event("plan", text=line)
         return
-    run = fine_tune(recipe, cases, out, plan, training_progress(console))
-    if run is None:
-        return
-    for note in run.notes:
-        console.say(note)
-    new = measure(
-        run,
-        device=options["device"],
-        progress=lambda name, done, total: console.progress("measure", done, total, None),
-    )
+    with resumable(out):
+        run = fine_tune(recipe, cases, out, plan, training_progress(console))
+        if run is None:
+            return
+        for note in run.notes:
+            console.say(note)
+        new = measure(
+            run,
+            device=options["device"],
+            progress=lambda done, total, left: console.progress("measure", done, total, left),
+        )
     if run.test:
         rows = _compare(console, old, new, run.test, "new cases", out, options["device"])
         known = seen_before(old.description, {(case.site, case.patient) for case in run.test})

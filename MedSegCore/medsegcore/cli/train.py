@@ -1,12 +1,14 @@
 """`medseg train`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsegcore.cli.app import recipe_settings
 from medsegcore.cli.console import Console
+from medsegcore.errors import CancelledError
 
 if TYPE_CHECKING:
     from medsegcore.training.recipes import Recipe
@@ -31,25 +33,40 @@ def run_train(
     chosen = make_recipe(recipe, settings)
     plan = Plan(**options)
     if dry_run:
-        for line in rehearse(chosen, data, plan).lines(plan):
+        rehearsal = rehearse(chosen, data, plan)
+        for line in [*rehearsal.lines(plan), rehearsal.measuring]:
             console.say(line)
             console.event("plan", text=line)
         return
-    run = train(chosen, data, out, plan, training_progress(console))
-    if run is None:
-        return
-    for note in run.notes:
-        console.say(note)
-    folder = measure(
-        run,
-        device=options["device"],
-        progress=lambda name, done, total: console.progress("measure", done, total, None),
-    )
+    with resumable(out):
+        run = train(chosen, data, out, plan, training_progress(console))
+        if run is None:
+            return
+        for note in run.notes:
+            console.say(note)
+        folder = measure(
+            run,
+            device=options["device"],
+            progress=lambda done, total, left: console.progress("measure", done, total, left),
+        )
     console.event("result", folder=str(folder.path))
     for metric in folder.description.metrics:
         if metric.name.endswith("Dice"):
             console.say(f"{metric.name} {metric.value:.3f}  {metric.case} ({metric.how})")
     console.say(f"The model is in {folder.path}; its card is README.md there.")
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Tells who cancels how to go on, where a checkpoint is left to go on from."""
+    from medsegcore.training.trainer import LAST
+
+    try:
+        yield
+    except CancelledError as error:
+        if not (out / LAST).is_file():
+            raise
+        raise CancelledError(error.message, "The same command with --resume goes on.") from error
 
 
 def training_progress(console: Console) -> Callable[[int, float, float, float | None], None]:

@@ -1,5 +1,6 @@
 """Endless augmented patches, each of which depends on the seed and its number alone."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -209,6 +210,8 @@ class PatchLoader(L.LightningDataModule):
 
 
 def _start_worker(worker: int) -> None:
+    # A terminal sends Ctrl-C to all processes; the one that trains ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     # Workers that are spawned, not forked, start with MONAI's default.
     set_track_meta(False)

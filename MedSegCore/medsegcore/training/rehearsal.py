@@ -64,6 +64,12 @@ class Rehearsal:
             f"{', and what the validation takes' if split.validation else ''}.",
         ]
 
+    @property
+    def measuring(self) -> str:
+        """What a training of its own does after its budget, in one sentence."""
+        count = sum(case.label is not None for cases in self.setup.split for case in cases)
+        return f"Measuring the model on {count} case{'' if count == 1 else 's'} comes on top."
+
 
 def rehearse(recipe: Recipe, data: str | Path | Dataset, plan: Plan) -> Rehearsal:
     """Set up with a few cases, train for a few steps in memory, and measure."""

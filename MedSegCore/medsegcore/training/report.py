@@ -21,21 +21,38 @@ from medsegcore.training.trainer import TrainingRun, device_name
 def measure(
     run: TrainingRun,
     device: str = "auto",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[int, int, float | None], None] | None = None,
 ) -> ModelFolder:
-    """Evaluate on the cases of each use; fill in figures, memory and timings."""
+    """Evaluate on the cases of each use; fill in figures, memory and timings.
+
+    Args:
+        progress: called with (cases done, cases of all uses, seconds left or None).
+    """
     predictor = Predictor(run.folder, device)
     baseline = run.folder.description.reference
+    uses = [
+        (case_files(run.folder, cases), how)
+        for cases, how in (
+            (run.test, "never trained on"),
+            (run.validation, "not trained on, but the weights were chosen by these cases"),
+            (run.training, "trained on: says how well the model fits, not how well it works"),
+        )
+    ]
+    total = sum(len(files) for files, _ in uses)
+    before, started = 0, time.monotonic()
+
+    def tell(_: str, of_use: int, __: int) -> None:
+        done = before + of_use
+        if progress is not None:
+            passed = time.monotonic() - started
+            progress(done, total, passed / done * (total - done) if done else None)
+
     metrics = []
-    for cases, how in (
-        (run.test, "never trained on"),
-        (run.validation, "not trained on, but the weights were chosen by these cases"),
-        (run.training, "trained on: says how well the model fits, not how well it works"),
-    ):
-        if cases:
-            files = case_files(run.folder, cases)
-            rows = evaluate_model(predictor, files, baseline, progress=progress)
+    for files, how in uses:
+        if files:
+            rows = evaluate_model(predictor, files, baseline, progress=tell)
             metrics += card_metrics(rows, how)
+            before += len(files)
     case = (run.test or run.validation or run.training)[0]
     update = {"metrics": metrics, **cost(run.folder, case, str(predictor.device))}
     return run.folder.with_description(run.folder.description.model_copy(update=update))

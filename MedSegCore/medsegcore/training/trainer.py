@@ -18,9 +18,10 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from medsegcore.errors import OutputError, SettingError
+from medsegcore.errors import OutputError, SettingError, is_out_of_memory
 from medsegcore.models import ModelFolder, TrainingRecord
 from medsegcore.training.budget import Budget, BudgetedLearningRate
+from medsegcore.training.checkpoints import WholeCheckpoints, read_checkpoint
 from medsegcore.training.datasets import Case, Dataset
 from medsegcore.training.module import RunningMean, SegmentationModule
 from medsegcore.training.patches import PatchLoader
@@ -127,7 +128,8 @@ def train(
         SettingError: no budget or none left, or nothing to resume.
         MissingInputError: no case, or a patient that is not there.
         DeviceError: a device or precision that cannot be had.
-        OutputError: the model folder exists already.
+        OutputError: the model folder exists already, or a file cannot be written.
+        ModelWeightsError: the checkpoint to go on from is damaged.
     """
     out = Path(out)
     plan.check()
@@ -172,7 +174,7 @@ def train_setup(
     )
     more = [report, *callbacks, *_keepers(setup, plan, out)]
     trainer = make_trainer(setup, plan, budget, more, out)
-    done = _steps_done(out / LAST) if plan.resume else -1
+    done = int(_read_last(out)["global_step"]) if plan.resume else -1
     fit(trainer, module, setup, plan, out / LAST if plan.resume else None)
     if not trainer.is_global_zero:
         return None
@@ -183,11 +185,13 @@ def train_setup(
             raise _used_up(out)
         # It was stopped before it wrote its model. Without a step Lightning leaves the weights as
         # they were, not their running mean, which is what the checkpoint calls its state.
-        last = torch.load(out / LAST, map_location="cpu", weights_only=True)
+        last = _read_last(out)
         module.load_state_dict(last["state_dict"])
     best = None
     if setup.split.validation and (out / BEST).is_file():
-        best = torch.load(out / BEST, map_location="cpu", weights_only=True)
+        best = read_checkpoint(
+            out / BEST, "Delete it and resume: the last weights then take the place of the best."
+        )
         module.load_state_dict(best["state_dict"])
     folder = _export(setup, plan, out, module, budget, trainer)
     return TrainingRun(
@@ -215,7 +219,11 @@ def fit(
     plan: Plan,
     checkpoint: Path | None = None,
 ) -> None:
-    """Run Lightning's loop, without the warnings that are none here."""
+    """Run Lightning's loop, without the warnings that are none here.
+
+    Raises:
+        OutputError: a file of the run cannot be written.
+    """
     assert setup.recipe.batch_size is not None
     loader = PatchLoader(
         setup.patches, setup.recipe.batch_size, plan.workers, len(setup.split.validation)
@@ -227,7 +235,16 @@ def fit(
         warnings.filterwarnings("ignore", message=".*same min and max.*")
         # A slice without a label.
         warnings.filterwarnings("ignore", message=".*unable to generate class balanced.*")
-        trainer.fit(module, datamodule=loader, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=loader, ckpt_path=checkpoint, weights_only=True)
+        except OSError as error:
+            # A pipe whose reader has gone is the command's to judge.
+            if isinstance(error, BrokenPipeError) or is_out_of_memory(error):
+                raise
+            raise OutputError(
+                f"The training cannot write to its folder: {error.strerror or error}.",
+                "Check the free space and the permissions.",
+            ) from error
 
 
 def make_trainer(
@@ -256,6 +273,7 @@ def make_trainer(
             *more,
         ],
         enable_checkpointing=out is not None,
+        plugins=[WholeCheckpoints()],
         val_check_interval=_interval(plan) if setup.split.validation else None,
         check_val_every_n_epoch=None,
         limit_val_batches=None if setup.split.validation else 0,
@@ -311,6 +329,8 @@ def check_start(out: Path, resume: bool) -> None:
         raise SettingError(
             f"There is no '{checkpoint}' to resume from.", "Start the training without resuming."
         )
+    if resume:
+        _read_last(out)
     begun, made = checkpoint.exists(), (out / MODEL).exists()
     if not resume and begun and not (made and ModelFolder.read(out / MODEL).description.metrics):
         raise SettingError(
@@ -326,8 +346,8 @@ def check_start(out: Path, resume: bool) -> None:
         ) from error
 
 
-def _steps_done(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+def _read_last(out: Path) -> dict[str, Any]:
+    return read_checkpoint(out / LAST, "Train anew in another folder.")
 
 
 def _best_dice(checkpoint: dict[str, Any]) -> float:

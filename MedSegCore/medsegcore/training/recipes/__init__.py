@@ -41,8 +41,11 @@ LIMITS = {
     "patch": (1, math.inf), "batch_size": (1, math.inf), "width": (1, math.inf),
     "norm_groups": (1, math.inf), "warmup_steps": (1, math.inf), "middle_mm": (1, math.inf),
     "learning_rate": (0, math.inf), "weight_decay": (0, math.inf), "gradient_clip": (0, math.inf),
-    "ema_decay": (0, 1), "threshold": (0, 1), "overlap": (0, 1),
+    "neighbours": (0, math.inf), "spacing": (0.01, math.inf),
+    "ema_decay": (0, 1), "threshold": (0, 1), "overlap": (0, 1), "drop": (0, 1),
 }  # fmt: skip
+# Probabilities of what may also happen to every patch.
+CHANCES = ("ghosting", "transplant")
 
 
 def recipe_of(name: str, settings: Mapping[str, Any], strict: bool = False) -> Recipe:
@@ -83,12 +86,24 @@ def _checked(setting: str, value: Any, kind: Any) -> Any:
             f"{setting} is {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}.",
             "Give a list, e.g. [64,64,64]." if lists else "Give another value.",
         ) from error
+    for given, number in zip(_parts(value), _parts(found), strict=True):
+        # pydantic takes true for 1.
+        if isinstance(given, bool) and not isinstance(number, bool):
+            raise SettingError(f"{setting} is {value!r}.", "Give a number.")
+    if setting in CHANCES and not 0 <= found <= 1:
+        raise SettingError(f"{setting} is {found:g}.", "Give 0 to 1.")
     least, below = LIMITS.get(setting, (-math.inf, math.inf))
-    for number in found if isinstance(found, tuple) else (found,):
+    for number in _parts(found):
         if isinstance(number, (int, float)) and not least <= number < below:
             less = "" if below == math.inf else f" and less than {below:g}"
             raise SettingError(f"{setting} is {number:g}.", f"Give {least:g} or more{less}.")
     return found
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 __all__ = [

@@ -39,8 +39,12 @@ Self = TypeVar("Self", bound="Recipe")
 
 
 def warm_cosine(highest: float, warmup_steps: int, share_done: float, step: int) -> float:
-    """Linear warm-up, then a cosine over the budget, down to a hundredth of the highest rate."""
-    warm = min(1.0, (step + 1) / warmup_steps)
+    """Linear warm-up, then a cosine over the budget, down to a hundredth of the highest rate.
+
+    The warm-up ends after its steps or a tenth of the budget, whichever comes first: a short
+    training would otherwise spend itself on it.
+    """
+    warm = min(1.0, max((step + 1) / warmup_steps, 10 * share_done))
     return highest * warm * (0.5 * (1 + math.cos(math.pi * share_done)) + 0.01)
 
 

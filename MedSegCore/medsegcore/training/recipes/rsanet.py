@@ -18,6 +18,7 @@ from monai.transforms import Compose
 from torch import nn
 from torch.optim import Optimizer
 
+from medsegcore.errors import SettingError
 from medsegcore.losses import LesionLoss
 from medsegcore.losses.rsanet import WeightForm
 from medsegcore.models import (
@@ -73,6 +74,7 @@ class RSANetRecipe(Recipe):
         prior: the lesions' probability before training, where there is a bias: `start_rare`.
         patch: of 1 mm.
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
+        warmup_steps: a tenth of the budget where that is less.
         weight_decay: of AdamW.
         loss: form of the exponential class weights, "printed" or "swapped".
         ghosting: probability of ghosts in an input.
@@ -105,6 +107,11 @@ class RSANetRecipe(Recipe):
 
     def __post_init__(self) -> None:
         check_prior(self.prior)
+        unknown = sorted({*self.drop} - {*self.keys})
+        if unknown:
+            raise SettingError(
+                f"drop names '{unknown[0]}', which is no input.", f"Inputs: {', '.join(self.keys)}."
+            )
 
     @property
     def keys(self) -> list[str]:

@@ -15,7 +15,7 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from medsegcore.errors import DatasetError
+from medsegcore.errors import DatasetError, SettingError
 from medsegcore.models import (
     AttentionSpec,
     GridSpec,
@@ -71,10 +71,11 @@ class UNetRecipe(Recipe):
 
     Attributes:
         dimensions: 3 for patches, 2 for slices.
-        neighbours: slices on each side that a slice is seen with.
+        neighbours: slices on each side that a slice is seen with; 0 in 3D.
         spacing: mm along i, j, k that all is resampled to; null keeps an axis as it is (slices).
         width: of the network (`UNetConfig`).
         learning_rate: at its highest; it rises over `warmup_steps` and falls as a cosine.
+        warmup_steps: a tenth of the budget where that is less.
         weight_decay: of AdamW.
         drop: probability of hiding an optional input from the network.
         ghosting: probability of ghosts in an input.
@@ -106,6 +107,11 @@ class UNetRecipe(Recipe):
                 f"of {k:g} mm with pixels of {i:g} x {j:g} mm."
             )
         flat = recipe.dimensions == 2
+        if recipe.neighbours and not flat:
+            raise SettingError(
+                f"neighbours is {recipe.neighbours}, but these images are seen in 3D.",
+                "Leave it out, or set dimensions to 2.",
+            )
         if recipe.spacing is None:
             i, j, k = facts.spacing
             recipe = replace(recipe, spacing=(i, j, None if flat else k))
