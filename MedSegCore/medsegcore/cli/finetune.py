@@ -89,7 +89,7 @@ def run_fine_tune(
 ) -> None:
     """Train on, measure, and compare the two versions on new and on old cases."""
     console.say("Loading the training libraries ...")
-    from medsegcore.cli.train import training_progress
+    from medsegcore.cli.train import plan_to, training_progress
     from medsegcore.evaluation.evaluate import card_metrics
     from medsegcore.training.finetune import FineTuningRecipe, fine_tune, read_cases
     from medsegcore.training.provenance import seen_before
@@ -100,9 +100,9 @@ def run_fine_tune(
     recipe = FineTuningRecipe(model=str(old.path), **settings)
     plan = Plan(**options)
     if dry_run:
-        for line in rehearse(recipe, read_cases(recipe, cases, plan), plan).lines(plan):
-            console.say(line)
-            console.event("plan", text=line)
+        say = plan_to(console)
+        for line in rehearse(recipe, read_cases(recipe, cases, plan), plan, say).lines(plan):
+            say(line)
         return
     run = fine_tune(recipe, cases, out, plan, training_progress(console))
     if run is None:

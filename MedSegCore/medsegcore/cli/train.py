@@ -31,9 +31,9 @@ def run_train(
     chosen = make_recipe(recipe, settings)
     plan = Plan(**options)
     if dry_run:
-        for line in rehearse(chosen, data, plan).lines(plan):
-            console.say(line)
-            console.event("plan", text=line)
+        say = plan_to(console)
+        for line in rehearse(chosen, data, plan, say).lines(plan):
+            say(line)
         return
     run = train(chosen, data, out, plan, training_progress(console))
     if run is None:
@@ -50,6 +50,16 @@ def run_train(
         if metric.name.endswith("Dice"):
             console.say(f"{metric.name} {metric.value:.3f}  {metric.case} ({metric.how})")
     console.say(f"The model is in {folder.path}; its card is README.md there.")
+
+
+def plan_to(console: Console) -> Callable[[str], None]:
+    """Tells a console what a rehearsal says."""
+
+    def say(line: str) -> None:
+        console.say(line)
+        console.event("plan", text=line)
+
+    return say
 
 
 def training_progress(console: Console) -> Callable[[int, float, float, float | None], None]:
