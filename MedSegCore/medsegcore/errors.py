@@ -151,7 +151,7 @@ class DeviceError(RunError):
 
 
 class OutOfMemoryError(RunError):
-    """Memory ran out even with the smallest tile."""
+    """Memory ran out even with the smallest tile, or a training takes more than there is."""
 
     code = "run.memory"
 

@@ -106,7 +106,7 @@ def run_cross_validate(
     if dry_run:
         say_folds(console, dataset, folds)
         first = replace(plan, test=folds[0].test)
-        rehearsal = rehearse(chosen, dataset, first)
+        rehearsal = rehearse(chosen, dataset, first, console.say)
         for line in rehearsal.lines(first):
             console.say(line)
         say_hours(console, {recipe: rehearsal}, len(folds), plan)

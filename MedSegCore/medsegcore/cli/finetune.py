@@ -89,7 +89,7 @@ def run_fine_tune(
 ) -> None:
     """Train on, measure, and compare the two versions on new and on old cases."""
     console.say("Loading the training libraries ...")
-    from medsegcore.cli.train import resumable, training_progress
+    from medsegcore.cli.train import plan_to, resumable, training_progress
     from medsegcore.evaluation.evaluate import card_metrics
     from medsegcore.training.finetune import FineTuningRecipe, fine_tune, read_cases
     from medsegcore.training.provenance import seen_before
@@ -100,10 +100,10 @@ def run_fine_tune(
     recipe = FineTuningRecipe(model=str(old.path), **settings)
     plan = Plan(**options)
     if dry_run:
-        rehearsal = rehearse(recipe, read_cases(recipe, cases, plan), plan)
+        say = plan_to(console)
+        rehearsal = rehearse(recipe, read_cases(recipe, cases, plan), plan, say)
         for line in [*rehearsal.lines(plan), rehearsal.measuring]:
-            console.say(line)
-            console.event("plan", text=line)
+            say(line)
         return
     with resumable(out):
         run = fine_tune(recipe, cases, out, plan, training_progress(console))

@@ -33,10 +33,10 @@ def run_train(
     chosen = make_recipe(recipe, settings)
     plan = Plan(**options)
     if dry_run:
-        rehearsal = rehearse(chosen, data, plan)
+        say = plan_to(console)
+        rehearsal = rehearse(chosen, data, plan, say)
         for line in [*rehearsal.lines(plan), rehearsal.measuring]:
-            console.say(line)
-            console.event("plan", text=line)
+            say(line)
         return
     with resumable(out):
         run = train(chosen, data, out, plan, training_progress(console))
@@ -67,6 +67,16 @@ def resumable(out: Path) -> Iterator[None]:
         if not (out / LAST).is_file():
             raise
         raise CancelledError(error.message, "The same command with --resume goes on.") from error
+
+
+def plan_to(console: Console) -> Callable[[str], None]:
+    """Tells a console what a rehearsal says."""
+
+    def say(line: str) -> None:
+        console.say(line)
+        console.event("plan", text=line)
+
+    return say
 
 
 def training_progress(console: Console) -> Callable[[int, float, float, float | None], None]:

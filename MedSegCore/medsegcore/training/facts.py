@@ -1,13 +1,16 @@
 """What the data and the machine are like, and what a training chooses by that."""
 
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from medsegcore.imaging import read_grid, reference_grid
 from medsegcore.training.datasets import Case, Dataset
@@ -88,15 +91,25 @@ def data_facts(
 
 
 def memory_at_hand(device: torch.device, share: int = 1) -> int:
-    """Bytes that are free on the device; of the computer's own memory half of them.
+    """Bytes that are free on the device; of the computer's own memory half of them."""
+    free = free_memory(device, share)
+    return free if device.type == "cuda" else free // 2
+
+
+def free_memory(device: torch.device, share: int = 1) -> int:
+    """Bytes that are free on the device, for each process that shares it.
 
     Where several processes share it they all have to find the same: what there is in all counts.
     """
     several = share > 1
+    # What a training before this one left behind, such as a fold's, lies in cycles.
+    gc.collect()
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1 if several else 0]
+        free, total = torch.cuda.mem_get_info(device)
+        # torch keeps what it no longer needs, and gives it to whoever asks next.
+        return total if several else free + torch.cuda.memory_reserved(device)
     memory = psutil.virtual_memory()
-    return (memory.total if several else memory.available) // 2 // share
+    return (memory.total if several else memory.available) // share
 
 
 def label_shares(
@@ -110,16 +123,20 @@ def label_shares(
 
 
 def training_bytes(
-    build: Callable[[], nn.Module], shape: tuple[int, ...], on_gpu: bool = False
+    build: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    half: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[int, int]:
     """(bytes whatever the batch, bytes for each of its items) of a step of training, about.
 
-    Counted from what autograd keeps for the way back, on torch's meta device: nothing is computed.
+    Counted from what autograd keeps for the way back, on tensors without data: nothing is computed.
 
     Args:
         build: makes the network.
         shape: of one item, [C, *space].
-        on_gpu: where activations are kept in half precision.
+        half: where activations are kept in half precision.
+        options: further arguments of the network's forward pass.
     """
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -128,13 +145,15 @@ def training_bytes(
         kept[storage._cdata] = storage
         return tensor
 
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    # Not torch's meta device, for which there is no autocast to switch off.
+    with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         network = build()
-        network(torch.empty(1, *shape))
+        # Not one: a batch normalisation of a single value is refused.
+        network(torch.empty(2, *shape), **(options or {}))
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     activations = sum(s.nbytes() for address, s in kept.items() if address not in own)
     parameters = sum(p.numel() * p.element_size() for p in network.parameters())
-    return COPIES * parameters, int(RESERVE * activations * (MIXED if on_gpu else 1))
+    return COPIES * parameters, int(RESERVE * activations / 2 * (MIXED if half else 1))
 
 
 def is_flat(facts: DataFacts) -> bool:

@@ -21,7 +21,7 @@ from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.evaluation.answers import CaseFiles, ModelAnswers, model_labels
 from medsegcore.evaluation.evaluate import EvaluatedCase, evaluate
 from medsegcore.inference.predictor import Predictor
-from medsegcore.models import ModelDescription, ModelFolder, Parent, TrainingRecord
+from medsegcore.models import ModelDescription, ModelFolder, NetworkSpec, Parent, TrainingRecord
 from medsegcore.training.cases import Split, split_cases
 from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.patches import MixedPatches, PatchDataset
@@ -126,6 +126,7 @@ class FineTuningRecipe(Recipe):
     """
 
     name: ClassVar[str] = "fine_tuning"
+    resizable: ClassVar[bool] = False
     model: str = ""
     old_cases: str = ""
     label: str = "lesion"
@@ -211,6 +212,10 @@ class FineTuningRecipe(Recipe):
             return own
         old = self.folder.load_network()
         return Remembering(own, old, self.keys, self.guard, self.temperature)
+
+    @property
+    def beside(self) -> list[NetworkSpec]:
+        return [self.folder.description.network] if self.guard else []
 
     def transforms(self, description: ModelDescription) -> Compose:
         return self.base.transforms(description)

@@ -1,6 +1,7 @@
 """A training in a few steps that leaves nothing behind: what it would be, and how long it takes."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,33 +33,16 @@ class Rehearsal:
     """
 
     setup: Setup
-    parameters: int
     seconds_per_step: float
     memory: int
-    device: str
 
     def lines(self, plan: Plan) -> list[str]:
-        """The facts, one sentence each."""
-        setup, recipe, data = self.setup, self.setup.recipe, self.setup.data
-        split, network = setup.split, setup.description.network
-        counts = ", ".join(
-            f"{len(cases)} of {len({case.patient for case in cases})} patients {use}"
-            for cases, use in zip(split, ("to train on", "to validate on", "to test on"),
-                                  strict=True)
-        )  # fmt: skip
+        """What was measured, one sentence each."""
+        split = self.setup.split
         rate = 60 / self.seconds_per_step
         steps = [] if plan.steps is None else [plan.steps]
         steps += [] if plan.minutes is None else [int(plan.minutes * rate)]
         return [
-            f"Data: '{data.title}', channels {', '.join(data.channels)}, labels "
-            f"{', '.join(data.labels)}; licence: {data.license}.",
-            f"Cases: {counts}.",
-            *setup.notes,
-            f"Network: {network.name}, {self.parameters / 1e6:.2f} million parameters to train, "
-            f"{network.config}.",
-            f"Batch: {recipe.batch_size} of {' x '.join(str(n) for n in recipe.patch or ())} "
-            f"voxels (k, j, i), on {plan.devices * plan.nodes} x {self.device}, "
-            f"{setup.precision}.",
             f"Speed: {rate:.0f} steps per minute; memory: {self.memory / 1e9:.1f} GB.",
             f"The budget is about {min(steps)} steps or {min(steps) / rate:.0f} minutes"
             f"{', and what the validation takes' if split.validation else ''}.",
@@ -71,10 +55,47 @@ class Rehearsal:
         return f"Measuring the model on {count} case{'' if count == 1 else 's'} comes on top."
 
 
-def rehearse(recipe: Recipe, data: str | Path | Dataset, plan: Plan) -> Rehearsal:
-    """Set up with a few cases, train for a few steps in memory, and measure."""
+def setup_lines(setup: Setup, plan: Plan) -> list[str]:
+    """What is known before the first step, one sentence each."""
+    recipe, data, network = setup.recipe, setup.data, setup.description.network
+    counts = ", ".join(
+        f"{len(cases)} of {len({case.patient for case in cases})} patients {use}"
+        for cases, use in zip(setup.split, ("to train on", "to validate on", "to test on"),
+                              strict=True)
+    )  # fmt: skip
+    trained = sum(p.numel() for p in setup.objective.parameters() if p.requires_grad)
+    return [
+        f"Data: '{data.title}', channels {', '.join(data.channels)}, labels "
+        f"{', '.join(data.labels)}; licence: {data.license}.",
+        f"Cases: {counts}.",
+        *setup.notes,
+        f"Network: {network.name}, {trained / 1e6:.2f} million parameters to train, "
+        f"{network.config}.",
+        f"Batch: {recipe.batch_size} of {' x '.join(str(n) for n in recipe.patch or ())} "
+        f"voxels (k, j, i), on {plan.devices * plan.nodes} x {device_name(str(setup.device))}, "
+        f"{setup.precision}.",
+    ]
+
+
+def rehearse(
+    recipe: Recipe,
+    data: str | Path | Dataset,
+    plan: Plan,
+    say: Callable[[str], None] | None = None,
+) -> Rehearsal:
+    """Set up with a few cases, train for a few steps in memory, and measure.
+
+    Args:
+        say: gets the `setup_lines` before the first step, which may be the process's last.
+
+    Raises:
+        OutOfMemoryError: a step takes more memory than there is, see `check_memory`.
+    """
     short = replace(plan, devices=1, nodes=1, minutes=None, steps=STEPS + 1)
     setup = set_up(recipe, data, plan, most=CASES)
+    if say is not None:
+        for line in setup_lines(setup, plan):
+            say(line)
     shown = replace(setup, split=setup.split._replace(validation=[]))
     module = SegmentationModule(
         setup.objective, setup.recipe.optimizer, plan.seed, setup.patches.changes
@@ -87,9 +108,8 @@ def rehearse(recipe: Recipe, data: str | Path | Dataset, plan: Plan) -> Rehearsa
         memory = torch.cuda.max_memory_allocated(device)
     else:
         memory = psutil.Process().memory_info().rss
-    trained = sum(p.numel() for p in setup.objective.parameters() if p.requires_grad)
     seconds = (clock.times[-1] - clock.times[0]) / STEPS
-    return Rehearsal(setup, trained, seconds, memory, device_name(str(device)))
+    return Rehearsal(setup, seconds, memory)
 
 
 class _Clock(Callback):

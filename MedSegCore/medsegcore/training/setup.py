@@ -22,7 +22,8 @@ from medsegcore.training.cases import Split, split_cases
 from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.datasets.cache import cache_key, load_cached
 from medsegcore.training.datasets.visits import visits_as_patients
-from medsegcore.training.facts import DataFacts, data_facts, label_shares
+from medsegcore.training.facts import DataFacts, data_facts, free_memory, label_shares
+from medsegcore.training.memory import check_memory
 from medsegcore.training.patches import MixedPatches, PatchDataset
 from medsegcore.training.recipes.base import Objective, Recipe
 
@@ -123,8 +124,8 @@ def set_up(
         most: prepare only the first so many cases.
 
     Raises:
-        SettingError, MissingInputError, DatasetError, DeviceError: see `Plan`, `split_cases`,
-            `read_dataset`, `choose_device`.
+        SettingError, MissingInputError, DatasetError, DeviceError, OutOfMemoryError: see `Plan`,
+            `split_cases`, `read_dataset`, `choose_device`, `check_memory`.
     """
     plan.check()
     device = choose_device(plan.device)
@@ -145,6 +146,9 @@ def set_up(
     split, left_out = with_images(split, description)
     notes = [*notes, *left_out]
     _check_inputs(split, description)
+    # Before the cases, whose preparation takes minutes.
+    half = dtype != torch.float32
+    notes = [*notes, check_memory(recipe, description, free_memory(device, plan.devices), half)]
     used = split.training[:most]
     prepared = load_cases(recipe, used, description, cache)
     facts = replace(

@@ -23,7 +23,7 @@ from medsegcore.training.facts import DataFacts as DataFacts
 if TYPE_CHECKING:
     from monai.transforms import Compose
 
-    from medsegcore.models import ModelDescription, TrainingRecord
+    from medsegcore.models import ModelDescription, NetworkSpec, TrainingRecord
     from medsegcore.training.datasets.dataset import Case, Dataset
 
 # What a description says of weights before they are written.
@@ -131,6 +131,8 @@ class Recipe(ABC):
     """
 
     name: ClassVar[str]
+    # Whether who trains can choose patch and batch.
+    resizable: ClassVar[bool] = True
     patch: tuple[int, int, int] | None = None
     batch_size: int | None = None
     gradient_clip: float | None = 12.0
@@ -159,6 +161,15 @@ class Recipe(ABC):
     def network(self, description: "ModelDescription") -> nn.Module:
         """A new network, or one with weights to start from."""
         return create_network(description.network.name, description.network.config)
+
+    def outline(self, description: "ModelDescription") -> nn.Module:
+        """The network as it is trained, without weights to start from, for what it would take."""
+        return create_network(description.network.name, description.network.config)
+
+    @property
+    def beside(self) -> "list[NetworkSpec]":
+        """Networks that run beside the one that is trained, and do not learn."""
+        return []
 
     @abstractmethod
     def objective(self, network: nn.Module, facts: DataFacts) -> Objective:

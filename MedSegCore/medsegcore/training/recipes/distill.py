@@ -264,6 +264,10 @@ class DistillRecipe(Recipe):
         example = torch.zeros(1, channels_of(taught), *space)
         return DistillationObjective(Distillation(teacher, network, example, [pair], config))
 
+    @property
+    def beside(self) -> list[NetworkSpec]:
+        return [f.description.network for f in self._folders()] if self.teachers else []
+
     def transforms(self, description: ModelDescription) -> Compose:
         return self._base().transforms(description)
 

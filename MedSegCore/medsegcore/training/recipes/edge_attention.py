@@ -232,6 +232,11 @@ class EdgeAttentionRecipe(EdgeAttentionPretrainingRecipe):
             transfer_encoder(network, self.pretrained, self.freeze)
         return network
 
+    def outline(self, description: ModelDescription) -> nn.Module:
+        network: Any = super().outline(description)
+        network.encoder.requires_grad_(not (self.pretrained and self.freeze))
+        return network
+
     def finished(self, description: ModelDescription) -> ModelDescription:
         """With the pre-trained encoder as parent, and no more rights than its weights give."""
         if not self.pretrained:
