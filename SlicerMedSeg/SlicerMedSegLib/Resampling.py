@@ -11,7 +11,7 @@ from .Steps import Steps
 # So many voxels are made in one step, and so many are looked at.
 VOXELS_A_STEP = 1 << 18
 SOURCE_A_STEP = 1 << 19
-# A part of fewer voxels along an axis is not cut any further: its margins would be most of it.
+# A part of fewer voxels along j or i is not cut any further: its margins would be most of it.
 SHORTEST = 8
 
 Box = tuple[slice, slice, slice]
@@ -26,9 +26,9 @@ def partsOf(image: Image, grid: Grid) -> Iterator[Box]:
         around = _boxAround(image, grid.crop(box))
         source = np.prod([s.stop - s.start for s in around]) if around else 0
         large = np.prod(sizes) > VOXELS_A_STEP or source > SOURCE_A_STEP
-        # The axis along which the part is longest in mm.
+        # The axis along which the part is longest in mm; thick slices are cut down to one.
         lengths = [
-            n * mm if n >= 2 * SHORTEST or n > 1 == axis else 0.0
+            n * mm if n >= 2 * SHORTEST or (axis == 0 and n > 1) else 0.0
             for axis, (n, mm) in enumerate(zip(sizes, grid.spacing[::-1], strict=True))
         ]
         if not large or not any(lengths):

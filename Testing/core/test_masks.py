@@ -8,8 +8,8 @@ import pytest
 from medsegcore.errors import (
     DatasetError,
     MissingInputError,
+    ModelSchemaError,
     OverlapError,
-    SettingError,
     UnreadableImageError,
 )
 from medsegcore.evaluation.answers import ModelAnswers, PredictionFolder
@@ -115,5 +115,5 @@ def test_predictions_of_a_folder_that_is_not_there(tmp_path):
 
 
 def test_an_id_that_is_none_is_told_before_the_training(ms_cases):
-    with pytest.raises(SettingError, match="'My Model' cannot be the id of a model"):
+    with pytest.raises(ModelSchemaError, match="'My Model' cannot be the id of a model"):
         set_up(SMALL, ms_cases, Plan(steps=1, device="cpu", model_id="My Model"))

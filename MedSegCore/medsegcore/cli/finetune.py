@@ -89,33 +89,23 @@ def run_fine_tune(
 ) -> None:
     """Train on, measure, and compare the two versions on new and on old cases."""
     console.say("Loading the training libraries ...")
-    from medsegcore.cli.train import plan_to, resumable, training_progress
+    from medsegcore.cli.train import measured, say_plan
     from medsegcore.evaluation.evaluate import card_metrics
     from medsegcore.training.finetune import FineTuningRecipe, fine_tune, read_cases
     from medsegcore.training.provenance import seen_before
-    from medsegcore.training.rehearsal import rehearse
-    from medsegcore.training.report import measure
     from medsegcore.training.setup import Plan
 
     recipe = FineTuningRecipe(model=str(old.path), **settings)
     plan = Plan(**options)
     if dry_run:
-        say = plan_to(console)
-        rehearsal = rehearse(recipe, read_cases(recipe, cases, plan), plan, say)
-        for line in [*rehearsal.lines(plan), rehearsal.measuring]:
-            say(line)
+        say_plan(console, recipe, read_cases(recipe, cases, plan), plan)
         return
-    with resumable(out):
-        run = fine_tune(recipe, cases, out, plan, training_progress(console))
-        if run is None:
-            return
-        for note in run.notes:
-            console.say(note)
-        new = measure(
-            run,
-            device=options["device"],
-            progress=lambda done, total, left: console.progress("measure", done, total, left),
-        )
+    done = measured(
+        console, out, plan, lambda progress: fine_tune(recipe, cases, out, plan, progress)
+    )
+    if done is None:
+        return
+    run, new = done
     if run.test:
         rows = _compare(console, old, new, run.test, "new cases", out, options["device"])
         known = seen_before(old.description, {(case.site, case.patient) for case in run.test})

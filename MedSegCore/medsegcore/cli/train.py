@@ -11,7 +11,13 @@ from medsegcore.cli.console import Console
 from medsegcore.errors import CancelledError
 
 if TYPE_CHECKING:
+    from medsegcore.models import ModelFolder
+    from medsegcore.training.datasets import Dataset
     from medsegcore.training.recipes import Recipe
+    from medsegcore.training.setup import Plan
+    from medsegcore.training.trainer import TrainingRun
+
+StepProgress = Callable[[int, float, float, float | None], None]
 
 
 def run_train(
@@ -25,35 +31,56 @@ def run_train(
 ) -> None:
     """Train, measure on all cases, and write the figures into the model folder."""
     console.say("Loading the training libraries ...")
-    from medsegcore.training.rehearsal import rehearse
-    from medsegcore.training.report import measure
     from medsegcore.training.setup import Plan
     from medsegcore.training.trainer import train
 
     chosen = make_recipe(recipe, settings)
     plan = Plan(**options)
     if dry_run:
-        say = plan_to(console)
-        rehearsal = rehearse(chosen, data, plan, say)
-        for line in [*rehearsal.lines(plan), rehearsal.measuring]:
-            say(line)
+        say_plan(console, chosen, data, plan)
         return
-    with resumable(out):
-        run = train(chosen, data, out, plan, training_progress(console))
-        if run is None:
-            return
-        for note in run.notes:
-            console.say(note)
-        folder = measure(
-            run,
-            device=options["device"],
-            progress=lambda done, total, left: console.progress("measure", done, total, left),
-        )
+    done = measured(console, out, plan, lambda progress: train(chosen, data, out, plan, progress))
+    if done is None:
+        return
+    _run, folder = done
     console.event("result", folder=str(folder.path))
     for metric in folder.description.metrics:
         if metric.name.endswith("Dice"):
             console.say(f"{metric.name} {metric.value:.3f}  {metric.case} ({metric.how})")
     console.say(f"The model is in {folder.path}; its card is README.md there.")
+
+
+def say_plan(console: Console, recipe: "Recipe", data: "Path | Dataset", plan: "Plan") -> None:
+    """Rehearse a training and say what it would be."""
+    from medsegcore.training.rehearsal import rehearse
+
+    say = plan_to(console)
+    rehearsal = rehearse(recipe, data, plan, say)
+    for line in [*rehearsal.lines(plan), rehearsal.measuring]:
+        say(line)
+
+
+def measured(
+    console: Console,
+    out: Path,
+    plan: "Plan",
+    start: Callable[[StepProgress], "TrainingRun | None"],
+) -> "tuple[TrainingRun, ModelFolder] | None":
+    """Train by `start`, and measure on all cases; None in processes other than the first."""
+    from medsegcore.training.report import measure
+
+    with resumable(out):
+        run = start(training_progress(console))
+        if run is None:
+            return None
+        for note in run.notes:
+            console.say(note)
+        folder = measure(
+            run,
+            device=plan.device,
+            progress=lambda done, total, left: console.progress("measure", done, total, left),
+        )
+    return run, folder
 
 
 @contextmanager
@@ -79,7 +106,7 @@ def plan_to(console: Console) -> Callable[[str], None]:
     return say
 
 
-def training_progress(console: Console) -> Callable[[int, float, float, float | None], None]:
+def training_progress(console: Console) -> StepProgress:
     """What `train` calls after each step, said twice a second at most."""
     last = 0.0
 

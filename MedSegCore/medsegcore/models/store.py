@@ -1,13 +1,12 @@
 """Where models are found: the shipped zoo and the user's own folder."""
 
 import os
+import re
 import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from medsegcore.errors import (
     MedSegError,
@@ -23,7 +22,7 @@ from medsegcore.models.folder import (
     new_folder,
     write_description,
 )
-from medsegcore.models.schema import ModelDescription
+from medsegcore.models.schema import SLUG, ModelDescription
 
 ZOO = Path(__file__).with_name("zoo")
 
@@ -177,16 +176,20 @@ class ModelStore:
             ) from error
 
 
-def _renamed(description: ModelDescription, model_id: str | None) -> ModelDescription:
-    if model_id is None:
-        return description
-    try:
-        return ModelDescription.model_validate({**description.model_dump(), "id": model_id})
-    except ValidationError as error:
+def check_id(model_id: str) -> None:
+    """Raise ModelSchemaError for what cannot be the id of a model."""
+    if not re.fullmatch(SLUG, model_id):
         raise ModelSchemaError(
             f"'{model_id}' cannot be the id of a model.",
             "Use 2 to 64 small letters, digits and '-'.",
-        ) from error
+        )
+
+
+def _renamed(description: ModelDescription, model_id: str | None) -> ModelDescription:
+    if model_id is None:
+        return description
+    check_id(model_id)
+    return description.model_copy(update={"id": model_id})
 
 
 def _taken(target: Path) -> OutputError:

@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from medsegcore.errors import DatasetError, MissingInputError, SettingError
 from medsegcore.inference.devices import choose_device, choose_precision
 from medsegcore.models import ModelDescription, TrainingRecord
-from medsegcore.models.schema import SLUG
+from medsegcore.models.store import check_id
 from medsegcore.training.cases import Split, split_cases
 from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.datasets.cache import cache_key, load_cached
@@ -68,18 +67,15 @@ class Plan:
     model_id: str | None = None
 
     def check(self) -> None:
-        """Raise SettingError for what cannot end well."""
+        """Raise SettingError for what cannot end well, ModelSchemaError for an id that is none."""
         if self.minutes is None and self.steps is None:
             raise SettingError("The training has no budget.", "Give it minutes or steps.")
         for name in ("minutes", "steps", "validate_every", "early_stop", "devices", "nodes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise SettingError(f"{name} is {value}.", "Give more than 0.")
-        if self.model_id is not None and not re.fullmatch(SLUG, self.model_id):
-            raise SettingError(
-                f"'{self.model_id}' cannot be the id of a model.",
-                "Use 2 to 64 small letters, digits and '-'.",
-            )
+        if self.model_id is not None:
+            check_id(self.model_id)
         if self.early_stop is not None and not self.validation:
             raise SettingError(
                 "Without validation patients nothing says when to stop early.",
@@ -177,7 +173,7 @@ def _absent(description: ModelDescription, shares: Mapping[int, float]) -> list[
     if len(names) == len(description.labels):
         raise DatasetError(
             f"No mask of the cases to train on has a voxel of {' or '.join(names)}.",
-            "Check the masks with `medsegcore dataset check`, and the values of the labels.",
+            "Check the masks with `medseg dataset check`, and the values of the labels.",
         )
     return [f"No case to train on has a voxel of '{name}': it is not learnt." for name in names]
 
