@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from medsegcore.cli import main
-from medsegcore.errors import SettingError
+from medsegcore.errors import OutOfMemoryError, SettingError
 from medsegcore.evaluation.evaluate import Figure
 from medsegcore.evaluation.statistics import holm
 from medsegcore.imaging import Image, read_image, write_image
@@ -18,6 +18,7 @@ from medsegcore.models import ModelFolder, TrainingRecord
 from medsegcore.networks import create_network
 from medsegcore.networks.csad import VARIANTS
 from medsegcore.networks.ummkd import NORMS, SETTINGS
+from medsegcore.training import setup
 from medsegcore.training.ablations import ABLATIONS, chosen_rows, row_recipe
 from medsegcore.training.comparisons import against_last, results_csv, results_markdown
 from medsegcore.training.datasets import Case, Channel, Dataset
@@ -374,6 +375,15 @@ def test_a_student_learns_from_the_teacher_of_its_own_fold(glands, tmp_path):
             assert patient not in use["training"]
 
 
+def test_a_row_that_does_not_fit_into_memory_is_named(ms_cases, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(setup, "free_memory", lambda device, share: 10**7)
+    command = ["ablate", "rsanet", "--data", str(ms_cases), "--folds", "2", "--steps", "2",
+               "--rows", "RSA-111", "--out", str(tmp_path / "a"), "--device", "cpu"]  # fmt: skip
+    for more in (["--dry-run"], []):
+        assert main([*command, *more]) == OutOfMemoryError.exit_code
+        assert "Error: RSA-111: A step of this training takes" in capsys.readouterr().err
+
+
 def test_the_command_lists_rows_folds_and_time(ms_cases, tmp_path, capsys):
     command = ["ablate", "rsanet", "--data", str(ms_cases), "--folds", "2", "--steps", "100",
                "--rows", "3D U-Net,RSA-111", "--set", "width=4", "--set", "patch=[16,16,16]",
@@ -383,6 +393,8 @@ def test_the_command_lists_rows_folds_and_time(ms_cases, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "3D U-Net (table 1): rsanet {'block': 'rsa', 'placement': '000'}" in text
     assert "RSA-111: 2 trainings, about" in text
+    for row in ("3D U-Net", "RSA-111"):
+        assert f"{row}: A step takes about" in text
     assert "Together about" in text
     assert not (tmp_path / "a").exists()
     assert main([*command, "--rows", "VNet"]) == 3

@@ -5,7 +5,13 @@ import shutil
 import pytest
 
 from medsegcore.models import DatasetUse, ModelFolder, WeightsSpec
-from medsegcore.training.provenance import kept_settings, patients_held_out, seen_before
+from medsegcore.training.datasets import Case
+from medsegcore.training.provenance import (
+    how_unseen,
+    kept_settings,
+    patients_held_out,
+    seen_before,
+)
 from medsegcore.training.recipes import EdgeAttentionRecipe
 
 
@@ -34,6 +40,17 @@ def test_patients_that_were_trained_on_or_chosen_by_are_told_apart_from_namesake
     assert seen_before(description, [("corrected", "p5"), ("corrected", "p4")]) == [
         "'known' was trained on patients of the same name, who may be the same: p5 (there)."
     ]
+
+
+def test_a_held_out_case_that_an_ancestor_knew_is_not_called_unseen(description):
+    def how(site, patient):
+        return how_unseen([description], Case("c", patient, site, {}, None))
+
+    assert how("here", "p4") == how("there", "p1") == how("here", "p9") == "never trained on"
+    for known in ("p1", "p3"):
+        assert how("here", known) == (
+            "never trained on here, but 'known', from which it comes, was trained on it: it flatters"
+        )
 
 
 def test_evaluate_says_which_patients_the_model_knows(
@@ -81,7 +98,10 @@ def test_an_encoder_from_elsewhere_gives_its_lineage_its_terms_and_its_patients(
     assert parent.sha256 == encoder.description.weights.sha256
     assert not done.weights.commercial_use
     assert "CC BY-NC 4.0" in done.weights.license
-    assert "'known' was trained on the patients p1. Their figures flatter." in done.limits
+    (known,) = recipe.ancestors
+    assert seen_before(known, patients_held_out(trained)) == [
+        "'known' was trained on the patients p1."
+    ]
     assert done.training.settings == {"depth": 10, "chosen": ["x"]}
 
 
@@ -91,5 +111,6 @@ def test_an_encoder_without_a_card_gives_no_rights(trained, model_copy):
     assert (done.weights.license, done.weights.commercial_use) == ("not stated", False)
     assert any("model.safetensors" in limit for limit in done.limits)
     assert not done.training.parents
+    assert EdgeAttentionRecipe(pretrained=str(model_copy.weights_path)).ancestors == []
     assert EdgeAttentionRecipe().finished(trained) == trained
     assert "pretrained" not in kept_settings(trained.training)

@@ -113,7 +113,11 @@ def run_ablate(
                       settings=dict(row.settings))  # fmt: skip
     say_folds(console, dataset, folds)
     found: dict[str, Rehearsal] = {}
+    console.progress("rehearse", 0, len(rows), None)
     for row, rehearsal in rehearse_rows(rows, dataset, how, plan, settings):
-        console.progress("rehearse", len(found) + 1, len(rows), None)
+        for note in rehearsal.setup.notes:
+            console.say(f"{row.title}: {note}")
+            console.event("plan", row=row.title, text=note)
         found[row.title] = rehearsal
+        console.progress("rehearse", len(found), len(rows), None)
     say_hours(console, found, len(folds), plan)

@@ -25,13 +25,7 @@ from medsegcore.models import ModelDescription, ModelFolder, NetworkSpec, Parent
 from medsegcore.training.cases import Split, split_cases
 from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.patches import MixedPatches, PatchDataset
-from medsegcore.training.provenance import (
-    data_use,
-    joined_terms,
-    kept_settings,
-    patients_held_out,
-    seen_before,
-)
+from medsegcore.training.provenance import data_use, joined_terms, kept_settings
 from medsegcore.training.recipes import recipe_of
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
 from medsegcore.training.recipes.known import check_labels
@@ -175,6 +169,10 @@ class FineTuningRecipe(Recipe):
         return data, Split([case for case in cases if case not in test], [], test)
 
     @property
+    def ancestors(self) -> list[ModelDescription]:
+        return [self.folder.description]
+
+    @property
     def keys(self) -> list[str]:
         return [spec.key for spec in self.folder.description.inputs]
 
@@ -261,11 +259,6 @@ class FineTuningRecipe(Recipe):
             own = {"license": data.license, "commercial_use": data.commercial_use}
             terms.append(old.weights.model_copy(update=own))
         first, *rest = description.limits
-        # Surely known patients are refused before the training.
-        rest += [
-            f"{told} Their figures flatter."
-            for told in seen_before(old, patients_held_out(description))
-        ]
         guarded = [PAPER] if self.guard else []
         update = {
             "training": record.model_copy(update=record_update),

@@ -79,6 +79,22 @@ def seen_before(description: ModelDescription, uses: Iterable[tuple[str, str]]) 
     return told
 
 
+def how_unseen(ancestors: Iterable[ModelDescription], case: Case) -> str:
+    """How a case that was kept apart from a training was never seen, or by whom it was."""
+    who = (case.site, case.patient)
+    knew = [
+        f"'{d.id}'"
+        for d in ancestors
+        if any(u.name == who[0] and who[1] in u.patients for u in d.data if u.split != "test")
+    ]
+    if not knew:
+        return "never trained on"
+    return (
+        f"never trained on here, but {' and '.join(knew)}, from which it comes, was trained on it: "
+        "it flatters"
+    )
+
+
 def data_use(data: Dataset, split: Split) -> list[DatasetUse]:
     """Which cases were used for what, by site."""
     parts: list[tuple[Literal["training", "validation", "test"], list[Case]]] = [

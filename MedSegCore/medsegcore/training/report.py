@@ -15,6 +15,7 @@ from medsegcore.evaluation.evaluate import card_metrics, evaluate_model
 from medsegcore.inference.predictor import Predictor
 from medsegcore.models import ModelFolder, Timing
 from medsegcore.training.datasets import Case
+from medsegcore.training.provenance import how_unseen
 from medsegcore.training.trainer import TrainingRun, device_name
 
 
@@ -26,19 +27,23 @@ def measure(
     """Evaluate on the cases of each use; fill in figures, memory and timings.
 
     Args:
-        progress: called with (cases done, cases of all uses, seconds left or None).
+        progress: called with (steps done, steps, seconds left or None); each case is a step, and
+            so is what measures memory and time.
     """
     predictor = Predictor(run.folder, device)
     baseline = run.folder.description.reference
+    unseen: dict[str, list[Case]] = {}
+    for case in run.test:
+        unseen.setdefault(how_unseen(run.ancestors, case), []).append(case)
     uses = [
         (case_files(run.folder, cases), how)
-        for cases, how in (
-            (run.test, "never trained on"),
-            (run.validation, "not trained on, but the weights were chosen by these cases"),
-            (run.training, "trained on: says how well the model fits, not how well it works"),
+        for how, cases in (
+            *unseen.items(),
+            ("not trained on, but the weights were chosen by these cases", run.validation),
+            ("trained on: says how well the model fits, not how well it works", run.training),
         )
     ]
-    total = sum(len(files) for files, _ in uses)
+    total = sum(len(files) for files, _ in uses) + 1
     before, started = 0, time.monotonic()
 
     def tell(_: str, of_use: int, __: int) -> None:
@@ -55,6 +60,8 @@ def measure(
             before += len(files)
     case = (run.test or run.validation or run.training)[0]
     update = {"metrics": metrics, **cost(run.folder, case, str(predictor.device))}
+    if progress is not None:
+        progress(total, total, 0.0)
     return run.folder.with_description(run.folder.description.model_copy(update=update))
 
 

@@ -6,10 +6,12 @@ A folder of a study has one folder for each row (see `crossvalidation`), and `fi
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medsegcore.errors import CancelledError, MedSegError
 from medsegcore.files import write_file
 from medsegcore.models import ModelFolder
 from medsegcore.training.ablations import Row, chosen_rows, row_recipe
@@ -62,10 +64,11 @@ def ablate(
     overall = Overall(len(rows) * len(folds), progress)
     found: dict[str, list[HeldOut]] = {}
     for row in rows:
-        figures = run_folds(
-            row_recipe(row, settings), data, folds, plan, out / row.folder, overall, row.title,
-            _taught(row, rows, out),
-        )  # fmt: skip
+        with _naming(row):
+            figures = run_folds(
+                row_recipe(row, settings), data, folds, plan, out / row.folder, overall,
+                row.title, _taught(row, rows, out),
+            )  # fmt: skip
         assert figures is not None
         found[row.title] = figures
         _write_study(out, paper, data, rows, folds, plan, found)
@@ -85,6 +88,17 @@ def _taught(row: Row, rows: Sequence[Row], out: Path) -> Callable[[Recipe, Fold]
     return of_fold
 
 
+@contextmanager
+def _naming(row: Row) -> Iterator[None]:
+    """Says of which row an error is; rows differ in what they take."""
+    try:
+        yield
+    except CancelledError:
+        raise
+    except MedSegError as error:
+        raise type(error)(f"{row.title}: {error.message}", error.action) from error
+
+
 def rehearse_rows(
     rows: Sequence[Row],
     data: Dataset,
@@ -100,7 +114,8 @@ def rehearse_rows(
         for row in rows:
             recipe, taught = row_recipe(row, settings), _taught(row, rows, Path(folder))
             recipe = taught(recipe, fold) if taught else recipe
-            rehearsal = rehearse(recipe, data, plan)
+            with _naming(row):
+                rehearsal = rehearse(recipe, data, plan)
             if any(other.after == row.title for other in rows):
                 # Who learns from it needs it there, but not that it knows anything.
                 model = Path(folder) / row.folder / fold.name / MODEL

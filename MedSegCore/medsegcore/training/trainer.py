@@ -19,13 +19,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from medsegcore.errors import OutputError, SettingError, is_out_of_memory
-from medsegcore.models import ModelFolder, TrainingRecord
+from medsegcore.models import ModelDescription, ModelFolder, TrainingRecord
 from medsegcore.training.budget import Budget, BudgetedLearningRate
 from medsegcore.training.checkpoints import WholeCheckpoints, read_checkpoint
 from medsegcore.training.datasets import Case, Dataset
 from medsegcore.training.module import RunningMean, SegmentationModule
 from medsegcore.training.patches import PatchLoader
-from medsegcore.training.provenance import data_use, size_of, weights_terms
+from medsegcore.training.provenance import (
+    data_use,
+    patients_held_out,
+    seen_before,
+    size_of,
+    weights_terms,
+)
 from medsegcore.training.recipes.base import Recipe
 from medsegcore.training.runfile import (
     as_before,
@@ -57,6 +63,7 @@ class TrainingRun:
         last_loss: mean of the last 50 steps; not a number where no step was left to do.
         best_dice: of the validation; None without one, or where no step was left to do.
         notes: a sentence for each setting that the data and the machine decided.
+        ancestors: models that it started from or was taught by.
     """
 
     folder: ModelFolder
@@ -66,6 +73,7 @@ class TrainingRun:
     last_loss: float
     best_dice: float | None
     notes: list[str]
+    ancestors: list[ModelDescription]
 
 
 class _Report(Callback):
@@ -164,7 +172,8 @@ def train_setup(
             if rank_zero_only.rank:  # type: ignore[attr-defined]
                 return None
             # It was stopped while it was measured.
-            return TrainingRun(made, *setup.split, math.nan, None, setup.notes)
+            ancestors = setup.recipe.ancestors
+            return TrainingRun(made, *setup.split, math.nan, None, setup.notes, ancestors)
     if not plan.resume and not rank_zero_only.rank:  # type: ignore[attr-defined]
         write_run(out, asked, setup, plan)
     budget = Budget(plan.minutes, plan.steps)
@@ -195,8 +204,9 @@ def train_setup(
         module.load_state_dict(best["state_dict"])
     folder = _export(setup, plan, out, module, budget, trainer)
     return TrainingRun(
-        folder, *setup.split, report.loss, None if best is None else _best_dice(best), setup.notes
-    )
+        folder, *setup.split, report.loss, None if best is None else _best_dice(best),
+        setup.notes, setup.recipe.ancestors,
+    )  # fmt: skip
 
 
 def _has_spent(record: TrainingRecord, plan: Plan) -> bool:
@@ -392,7 +402,15 @@ def _export(
             **({"id": plan.model_id} if plan.model_id else {}),
         }
     )
+    held_out = patients_held_out(description)
     description = setup.recipe.finished(description)
+    known = [
+        f"{told} Their figures flatter."
+        for ancestor in setup.recipe.ancestors
+        for told in seen_before(ancestor, held_out)
+    ]
+    limits = list(dict.fromkeys([*description.limits, *known]))
+    description = description.model_copy(update={"limits": limits})
     network = module.objective.network
     return ModelFolder.write(out / MODEL, description, network, replace=plan.resume)
 

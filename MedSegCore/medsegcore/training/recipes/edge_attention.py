@@ -49,12 +49,7 @@ from medsegcore.training.augmentation import (
     narrow_view,
     scanner_transforms,
 )
-from medsegcore.training.provenance import (
-    joined_terms,
-    kept_settings,
-    patients_held_out,
-    seen_before,
-)
+from medsegcore.training.provenance import joined_terms, kept_settings
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe, Supervised
 from medsegcore.training.recipes.known import (
     classes_of,
@@ -244,18 +239,13 @@ class EdgeAttentionRecipe(EdgeAttentionPretrainingRecipe):
         record, weights = description.training, description.weights
         chosen = {k: v for k, v in record.settings.items() if k == "chosen"}
         update: dict[str, Any] = {"settings": {**kept_settings(record), **chosen}}
-        folder = Path(self.pretrained).parent
-        if (folder / "model.json").is_file():
-            encoder = ModelFolder.read(folder).description
+        limits = []
+        if self.ancestors:
             update["parents"] = [
-                Parent(
-                    id=encoder.id, version=encoder.version, sha256=encoder.weights.sha256,
-                    role="start",
-                )
-            ]  # fmt: skip
-            terms = joined_terms([encoder.weights, weights])
-            known = seen_before(encoder, patients_held_out(description))
-            limits = [f"{told} Their figures flatter." for told in known]
+                Parent(id=d.id, version=d.version, sha256=d.weights.sha256, role="start")
+                for d in self.ancestors
+            ]
+            terms = joined_terms([*(d.weights for d in self.ancestors), weights])
         else:
             terms = {"license": "not stated", "commercial_use": False}
             name = Path(self.pretrained).name
@@ -267,6 +257,12 @@ class EdgeAttentionRecipe(EdgeAttentionPretrainingRecipe):
                 "limits": [*description.limits, *limits],
             }
         )
+
+    @property
+    def ancestors(self) -> list[ModelDescription]:
+        folder = Path(self.pretrained).parent
+        known = bool(self.pretrained) and (folder / "model.json").is_file()
+        return [ModelFolder.read(folder).description] if known else []
 
     def objective(self, network: nn.Module, facts: DataFacts) -> EdgeAttentionObjective:
         weights = self.edge_weights if self.edges != "none" else ()
