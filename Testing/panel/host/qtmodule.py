@@ -181,7 +181,10 @@ class SettingsFiles:
     """Where settings are kept: never the user's own, and read anew from the file on `restart`."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="panel-settings-"))
+        self._temporary = tempfile.TemporaryDirectory(
+            prefix="panel-settings-", ignore_cleanup_errors=True
+        )
+        self.folder = Path(self._temporary.name)
         self._current: dict[str, Path] = {}
         self._count = 0
 
@@ -206,9 +209,6 @@ class SettingsFiles:
     def clear(self) -> None:
         """As on a machine where the application never ran."""
         self._current = {}
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 settingsFiles = SettingsFiles()
