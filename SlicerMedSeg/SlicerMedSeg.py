@@ -450,12 +450,9 @@ class SlicerMedSegLogic(ScriptedLoadableModuleLogic):
             medsegcore.errors.MedSegError: with a sentence for the user; the folder is untouched.
         """
         addCoreToPath()
-        from SlicerMedSegLib.NodeNames import RUN
-        from SlicerMedSegLib.Steps import runToEnd
-        from SlicerMedSegLib.TrainingCase import savingTrainingCase
+        from SlicerMedSegLib.TrainingCase import saveTrainingCase
 
-        name = run if isinstance(run, str) else run.segmentation.GetAttribute(RUN)
-        return runToEnd(savingTrainingCase(slicer.mrmlScene, name, folder, model))
+        return saveTrainingCase(slicer.mrmlScene, run, folder, model)
 
     def endWorker(self):
         """End the warm worker; without this it ends with the application."""

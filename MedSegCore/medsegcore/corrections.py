@@ -130,7 +130,9 @@ def _content(folder: Path, description: ModelDescription) -> dict[str, Any] | No
         raise DatasetError(
             f"The data set in '{folder.name}' was not made by saving corrected cases.", CHOOSE
         )
-    named = [raw.channel_names[number] for number in sorted(raw.channel_names, key=int)]
+    named = [
+        raw.channel_names[number] for number in sorted(raw.channel_names, key=lambda n: (len(n), n))
+    ]
     facts = [raw.medseg.channels.get(name) for name in named]
     there = [channel.key for channel in facts if channel is not None]
     wanted = [spec.key for spec in description.inputs]

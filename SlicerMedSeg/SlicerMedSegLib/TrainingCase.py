@@ -21,11 +21,11 @@ from medsegcore.rawdata import CaseOrigin, ModelUsed
 from .InputFrames import framesOf, imageOfFrame
 from .Lattice import AxisMap, isEmpty
 from .Lattice import voxels as imageVoxels
-from .NodeNames import INPUTS, TRAINING_RUN, TRAINING_SUBJECT
-from .ResultToScene import findRuns, inputFrames, inputNodes
+from .NodeNames import INPUTS, RUN, TRAINING_RUN, TRAINING_SUBJECT
+from .ResultToScene import ResultNodes, findRuns, inputFrames, inputNodes
 from .RunSegments import RunSegments
 from .SceneConversion import localAffine
-from .Steps import Steps, copyInSteps
+from .Steps import Steps, copyInSteps, runToEnd
 from .Translation import _
 
 _BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
@@ -148,16 +148,25 @@ class TrainingCase:
         return told
 
 
-def savingTrainingCase(
-    scene, run: str, folder: str | Path, model: str | None = None
-) -> Steps[SavedTrainingCase]:
-    """Save a run of the scene, as `TrainingCase` does, in short steps."""
-    segments = yield from RunSegments.opening(scene, run)
+def saveTrainingCase(
+    scene, run: str | ResultNodes, folder: str | Path, model: str | None = None
+) -> SavedTrainingCase:
+    """Save a run of the scene at once, for scripts.
+
+    Args:
+        run: its nodes, or as `findRuns` names it.
+        model: as for `TrainingCase`.
+
+    Raises:
+        MedSegError: see `TrainingCase` and its `saving`; the folder is untouched.
+    """
+    name = run if isinstance(run, str) else run.segmentation.GetAttribute(RUN)
+    segments = RunSegments(scene, name)
     try:
         case = TrainingCase(segments, model)
     finally:
         segments.close()
-    return (yield from case.saving(folder))
+    return runToEnd(case.saving(folder))
 
 
 def _provenanceOf(nodes: list, run: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from SlicerMedSegLib.ResultToScene import addResultToScene, rememberInputs
 from SlicerMedSegLib.RunSegments import RunSegments
 from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
 from SlicerMedSegLib.Steps import runToEnd
-from SlicerMedSegLib.TrainingCase import TrainingCase, savingTrainingCase
+from SlicerMedSegLib.TrainingCase import TrainingCase, saveTrainingCase
 
 LABEL = "MS lesion"
 PATIENT = "DOEHRING JANETTA 19700101"
@@ -55,7 +55,7 @@ def nodes(core, flair, ms_images, rater_result, shipped_model):
 
 
 def save(core, folder, run="run", model=None):
-    return runToEnd(savingTrainingCase(core.scene, run, folder, model))
+    return saveTrainingCase(core.scene, run, folder, model)
 
 
 def inScene(node, volume, segmentId="Segment_1"):
@@ -182,6 +182,17 @@ def test_what_made_the_mask_is_told_case_by_case(core, flair, nodes, tmp_path, s
     assert data.skull_stripped == d.skull_stripped
     assert f"{d.id} {d.version}" in data.masks
     assert "1 of 1 were changed" in data.masks
+
+
+def test_all_models_of_a_mean_and_a_box_are_told(core, nodes, tmp_path):
+    told = json.loads(nodes.provenance.GetText())
+    told["models"] = [told["model"], {**told["model"], "id": "ms-lesion-csad"}]
+    told["settings"]["region"] = {"affine": np.eye(4).tolist(), "size_mm": [30, 30, 30]}
+    nodes.provenance.SetText(json.dumps(told))
+    assert "The model saw a box alone" in save(core, tmp_path).message
+    (origin,) = described(tmp_path)["medseg"]["cases"].values()
+    assert [model["id"] for model in origin["models"]] == ["ms-lesion-rsanet", "ms-lesion-csad"]
+    assert origin["region"]
 
 
 def test_a_result_that_is_saved_again_takes_the_place_of_its_case_alone(
