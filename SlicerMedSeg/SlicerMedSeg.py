@@ -432,6 +432,28 @@ class SlicerMedSegLogic(ScriptedLoadableModuleLogic):
             frames=frames,
         )
 
+    def saveTrainingCase(self, run, folder, model=None):
+        """Save the images of a result and its mask, as it is corrected now, as a case to train on.
+
+        Nothing that names anybody is written. The same result that is saved again takes the place
+        of its case.
+
+        Args:
+            run: what `segment` returned, or the name of the result's folder in the scene.
+            folder: of the data set, for `medseg fine-tune --cases`; made if it is not there.
+            model: folder of the model that answered, if it is not among the installed ones.
+
+        Returns:
+            `SlicerMedSegLib.TrainingCase.SavedTrainingCase`.
+
+        Raises:
+            medsegcore.errors.MedSegError: with a sentence for the user; the folder is untouched.
+        """
+        addCoreToPath()
+        from SlicerMedSegLib.TrainingCase import saveTrainingCase
+
+        return saveTrainingCase(slicer.mrmlScene, run, folder, model)
+
     def endWorker(self):
         """End the warm worker; without this it ends with the application."""
         addCoreToPath()
@@ -474,6 +496,9 @@ class SlicerMedSegTest(ScriptedLoadableModuleTest):
 
     def test_aMovedPatientGetsAMovedAnswer(self) -> None:
         self._logic("aMovedPatientGetsAMovedAnswer")
+
+    def test_aCorrectedResultBecomesATrainingCase(self) -> None:
+        self._logic("aCorrectedResultBecomesATrainingCase")
 
     def test_gettingReady(self) -> None:
         self._panel("gettingReady")

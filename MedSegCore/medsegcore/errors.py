@@ -88,6 +88,12 @@ class EditedSegmentError(InputError):
     code = "input.edited"
 
 
+class SegmentsError(InputError):
+    """The segments of a run do not make one mask: they overlap, or one is none of the model's."""
+
+    code = "input.segments"
+
+
 class ModelError(MedSegError):
     """A model folder cannot be used."""
 

@@ -20,3 +20,7 @@ TO_LOCAL = "MedSeg.ToLocal"
 FRAME = "MedSeg.Frame"
 SERIES = "MedSeg.Series"
 FRAMES_OF = "MedSeg.FramesOf"
+# Random: by which a run that is saved as a training case again, and the volume of a patient of whom
+# there is another case, are known.
+TRAINING_RUN = "MedSeg.TrainingRun"
+TRAINING_SUBJECT = "MedSeg.TrainingSubject"

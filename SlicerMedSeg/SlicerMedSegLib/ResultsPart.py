@@ -21,8 +21,10 @@ from .ResultToScene import findRuns
 from .RunSegments import RunSegments
 from .Steps import EventLoopSteps, Steps
 from .ThresholdSliders import ThresholdSliders
+from .TrainingCase import TrainingCase
 from .Translation import _
 
+FOLDER_SETTING = "MedSeg/TrainingFolder"
 # Measuring all lesions takes longer than a frame of a drag may: it waits for a rest.
 MEASURE_AFTER_MS = 200
 
@@ -56,6 +58,7 @@ class ResultsPart:
         self._opened: str | None = None
         self._steps: EventLoopSteps | None = None
         self._picture: EventLoopSteps | None = None
+        self._saving: EventLoopSteps | None = None
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self.lesions = LesionList(ui.lesionTable, self._jump, self._keep, lambda: self._soon(0))
@@ -69,6 +72,7 @@ class ResultsPart:
             (ui.copyButton, "clicked()", self._copy),
             (ui.saveCsvButton, "clicked()", self._saveCsv),
             (ui.savePictureButton, "clicked()", self._savePicture),
+            (ui.saveCaseButton, "clicked()", self._saveCase),
         ]
         for keys, slot in (("Ctrl+Z", self.undo), ("Ctrl+Y", self.redo)):
             shortcut = qt.QShortcut(ui.resultsBox)
@@ -88,8 +92,8 @@ class ResultsPart:
 
     @property
     def busy(self) -> bool:
-        """Whether lesions are being measured or drawn, or are about to be."""
-        return bool(self._steps or self._picture) or self._timer.isActive()
+        """Whether lesions are being measured, drawn or saved, or are about to be."""
+        return bool(self._steps or self._picture or self._saving) or self._timer.isActive()
 
     # What the panel says
 
@@ -117,6 +121,9 @@ class ResultsPart:
         """Let go of scene and widgets; harmless when repeated."""
         self._release()
         self.run = None
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.stop()
         self._observers.clear()
         self.lesions.close()
         signals, self._signals = self._signals, []
@@ -327,6 +334,8 @@ class ResultsPart:
         for widget in (self.ui.copyButton, self.ui.saveCsvButton):
             widget.setEnabled(some)
         self.ui.savePictureButton.setEnabled(some and self._picture is None)
+        # An answer without a lesion is a case as well.
+        self.ui.saveCaseButton.setEnabled(there and self._saving is None)
         for widget in (
             self.ui.lesionTable, self.ui.minVolumeSpinBox, self.ui.minProbabilitySpinBox,
         ):  # fmt: skip
@@ -408,6 +417,34 @@ class ResultsPart:
         picture, self._picture = self._picture, None
         if picture is not None:
             picture.stop()
+
+    def _saveCase(self) -> None:
+        caption = _("Choose the folder of the training cases")
+        last = slicer.util.settingsValue(FOLDER_SETTING, "")
+        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), caption, last)
+        if not folder or self._segments is None:
+            return
+        try:
+            case = TrainingCase(self._segments)
+        except MedSegError as error:
+            slicer.util.errorDisplay(str(error))
+            return
+        self._answer(_("Saving the training case..."))
+        # It goes on when another result is shown: it holds all that it needs.
+        self._saving = EventLoopSteps(case.saving(folder), self._caseSaved)
+        self._enable()
+
+    def _caseSaved(self, saved: Any, error: Exception | None) -> None:
+        self._saving = None
+        self._enable()
+        if error is None:
+            qt.QSettings().setValue(FOLDER_SETTING, str(saved.folder))
+            self._answer(saved.message)
+            return
+        self._answer("")
+        if not isinstance(error, MedSegError):
+            raise error
+        slicer.util.errorDisplay(str(error))
 
     def _write(self, write: Callable[[LesionTable], Any]) -> None:
         if self._table is None:

@@ -274,7 +274,8 @@ class RunSegments:
         return self._owner
 
     def _rebuilding(self) -> Steps[None]:
-        if self._owner is None:
+        # Without a segment of the run there is nothing that a threshold could move.
+        if self._owner is None and self.labels:
             present = [name for name in self.labels if name in self._segmentIds()]
             for name in present:
                 self._rules[name].threshold = self.threshold(name)

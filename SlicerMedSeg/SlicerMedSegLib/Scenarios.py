@@ -5,6 +5,7 @@ something does not hold.
 """
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +111,28 @@ def aMovedPatientGetsAMovedAnswer(logic) -> None:
     )
 
 
+def aCorrectedResultBecomesATrainingCase(logic) -> None:
+    """Images and the mask as it was corrected are written; saved again, they take their place."""
+    volumes = loadSample((slice(40, 64), slice(40, 88), slice(40, 88)))
+    nodes = logic.segment(MODEL, volumes, OPTIONS)
+    place = nodes.segmentation, nodes.segmentation.GetSegmentation().GetNthSegmentID(0)
+    mask = slicer.util.arrayFromSegmentBinaryLabelmap(*place, volumes["flair"]).copy()
+    mask[2:5, 2:5, 2:5] = 1 - mask[2:5, 2:5, 2:5]
+    with tempfile.TemporaryDirectory(prefix="medseg-scenario-") as folder:
+        logic.saveTrainingCase(nodes, folder)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, *place, volumes["flair"])
+        saved = logic.saveTrainingCase(nodes, folder)
+        assert (saved.case, saved.replaced) == ("case_001", True), saved
+        written = read_image(Path(folder) / "labelsTr" / "case_001.nii.gz").array
+        assert np.array_equal(written > 0, mask > 0)
+        files = [path.name for path in (Path(folder) / "imagesTr").iterdir()]
+        assert len(files) == len(volumes), files
+
+
 SCENARIOS = (
     segmentsTheSampleCase,
     aSecondRunLeavesEditsAlone,
     aMissingInputChangesNothing,
     aMovedPatientGetsAMovedAnswer,
+    aCorrectedResultBecomesATrainingCase,
 )

@@ -33,6 +33,7 @@ from medsegcore.imaging import (
     to_sitk,
     without_nans,
     write_image,
+    writing_nifti,
 )
 
 
@@ -344,6 +345,30 @@ def write_dicom_series(image, folder, uid, description, skip=()):
             piece.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{uid[-1]}{k:03}.dcm"))
         writer.Execute(piece)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16", "uint8", "bool", "float16", "float64"])
+def test_a_file_that_is_written_in_pieces_is_what_itk_writes(oblique, tmp_path, dtype):
+    # Reversed and permuted views, as volumes that were turned are.
+    image = reorient(oblique, "SLP").astype(dtype)
+    image = image.with_array(image.array.transpose(2, 1, 0).copy().transpose(2, 1, 0))
+    write_image(image, tmp_path / "whole.nii.gz")
+    assert len(list(writing_nifti(image, tmp_path / "pieces.nii.gz"))) >= len(image.array)
+    pieces, whole = ((tmp_path / f"{n}.nii.gz").read_bytes() for n in ("pieces", "whole"))
+    assert gzip.decompress(pieces) == gzip.decompress(whole)
+    assert (tmp_path / "pieces.nii.gz").stat().st_mode & 0o044
+    # Neither flags, such as that of a file's name, nor a time.
+    assert pieces[3:8] == bytes(5)
+
+
+def test_a_file_that_is_given_up_or_finds_no_room_leaves_nothing(oblique, tmp_path):
+    steps = writing_nifti(oblique, tmp_path / "a.nii.gz")
+    next(steps)
+    assert len(list(tmp_path.iterdir())) == 1
+    steps.close()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OutputError, match="absent"):
+        list(writing_nifti(oblique, tmp_path / "absent" / "a.nii.gz"))
 
 
 def test_a_dicom_series_is_read_with_its_oblique_geometry(oblique, tmp_path):

@@ -476,11 +476,11 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(monkeypatch, small):
         client.wait(client.predict(MODEL, small, CPU))
 
 
-def test_slicer_loads_the_client_without_torch_and_at_once():
+def test_slicer_loads_the_client_and_saves_cases_without_torch_and_at_once():
     program = (
         "import numpy, time, sys\n"
         "started = time.process_time()\n"
-        "import medsegcore.worker.client\n"
+        "import medsegcore.worker.client, medsegcore.corrections\n"
         "print(time.process_time() - started, 'torch' in sys.modules)\n"
     )
     done = subprocess.run(

@@ -387,6 +387,108 @@ def test_the_explaining_picture_is_saved(host, panel, flair, result, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]
 
 
+@pytest.fixture
+def told(nodes, host, ms_images, shipped_model):
+    """The run says of which model it is and has all that it looked at; gives its inputs."""
+    from SlicerMedSegLib.ResultToScene import inputNodes, rememberInputs
+    from SlicerMedSegLib.SceneConversion import volumeNodeFromImage
+
+    d = shipped_model.description
+    model = {"id": d.id, "version": d.version, "sha256": d.weights.sha256}
+    nodes.provenance.SetText(json.dumps({"model": model, "settings": {"thresholds": {LABEL: 0.5}}}))
+    t1 = volumeNodeFromImage(ms_images["t1"], "T1", host.core.scene)
+    inputs = {"t1": t1, **inputNodes(nodes.segmentation)}
+    rememberInputs(nodes.segmentation, inputs)
+    return inputs
+
+
+def saveCase(host, panel, folder):
+    host.dialogs.expect("Choose the folder of the training cases", str(folder))
+    host.click(panel.resultsUi.saveCaseButton)
+
+
+def test_a_corrected_result_is_saved_as_a_training_case(host, told, panel, nodes, flair, tmp_path):
+    import slicer
+
+    from medsegcore.imaging import read_image
+
+    ui, folder = panel.resultsUi, tmp_path / "corrected"
+    folder.mkdir()
+    paint(nodes, flair, 60)
+    host.wait(250)
+    settle(host)
+    clickCell(host, panel, 0, "Keep")
+    settle(host)
+    shown = slicer.util.arrayFromSegmentBinaryLabelmap(nodes.segmentation, "Segment_1", flair) > 0
+    saveCase(host, panel, folder)
+    assert ui.messageLabel.text == "Saving the training case..."
+    assert not ui.saveCaseButton.enabled
+    settle(host)
+    assert ui.saveCaseButton.enabled
+    assert ui.messageLabel.text.startswith("Saved as case_001 in corrected (2 images, mask: MS ")
+    mask = read_image(folder / "labelsTr" / "case_001.nii.gz").array > 0
+    assert np.array_equal(mask, shown)
+    assert sorted(p.name for p in folder.iterdir()) == ["dataset.json", "imagesTr", "labelsTr"]
+    # The folder is proposed the next time; this time the user thinks better of it.
+    assert slicer.util.settingsValue("MedSeg/TrainingFolder", "") == str(folder)
+    before = (folder / "dataset.json").read_bytes()
+    saveCase(host, panel, "")
+    settle(host)
+    assert (folder / "dataset.json").read_bytes() == before
+    saveCase(host, panel, folder)
+    settle(host)
+    assert "Saved again as case_001 in corrected" in ui.messageLabel.text
+
+
+def test_what_is_no_case_is_told_and_nothing_is_written(host, told, panel, nodes, flair, tmp_path):
+    own = nodes.segmentation.GetSegmentation().AddEmptySegment("mine", "vessel")
+    paint(nodes, flair, 60, own)
+    (tmp_path / "corrected").mkdir()
+    host.dialogs.expect("Choose the folder of the training cases", str(tmp_path / "corrected"))
+    host.dialogs.expect("'vessel' is none of the model's labels", "OK")
+    host.click(panel.resultsUi.saveCaseButton)
+    nodes.segmentation.GetSegmentation().RemoveSegment(own)
+    (tmp_path / "corrected" / "thesis.txt").write_text("precious")
+    host.dialogs.expect("Choose the folder of the training cases", str(tmp_path / "corrected"))
+    host.dialogs.expect("holds other files, such as 'thesis.txt'", "OK")
+    host.click(panel.resultsUi.saveCaseButton)
+    settle(host)
+    assert panel.resultsUi.saveCaseButton.enabled
+    assert panel.resultsUi.messageLabel.text == ""
+    assert [p.name for p in tmp_path.rglob("*")] == ["corrected", "thesis.txt"]
+
+
+def test_saving_a_case_goes_on_when_the_scene_closes_and_ends_with_the_panel(
+    host, told, panel, nodes, flair, tmp_path
+):
+    import slicer
+
+    saveCase(host, panel, tmp_path)
+    slicer.mrmlScene.Clear()
+    settle(host)
+    assert (tmp_path / "labelsTr" / "case_001.nii.gz").is_file()
+    assert not panel.resultsUi.saveCaseButton.enabled
+
+
+def test_a_panel_that_goes_leaves_no_half_of_a_case(host, told, panel, tmp_path):
+    (tmp_path / "corrected").mkdir()
+    saveCase(host, panel, tmp_path / "corrected")
+    host.waitUntil(lambda: any((tmp_path / "corrected").iterdir()))
+    panel.cleanup()
+    assert list((tmp_path / "corrected").iterdir()) == []
+
+
+def test_saving_a_case_keeps_the_panel_live(host, told, panel, tmp_path):
+    from host.liveness import Liveness
+
+    with Liveness() as live:
+        saveCase(host, panel, tmp_path)
+        settle(host)
+    assert "case_001" in panel.resultsUi.messageLabel.text
+    print(f"longest gap {live.longest_ms:.0f} ms")
+    assert live.longest_ms < 100
+
+
 def test_a_second_run_is_chosen_from_the_list(host, panel, flair, result):
     assert not panel.resultsUi.runSelector.visible
     second = addRun(host, flair, result.relabel({LABEL: 0.8}, 0.02), "second")

@@ -6,6 +6,7 @@ import slicer
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
 from SlicerMedSegLib.Scenarios import SCENARIOS
 from SlicerMedSegLib.SegmentingFrames import segmentNodes
+from SlicerMedSegLib.TrainingCase import saveTrainingCase
 
 
 class Logic:
@@ -13,6 +14,9 @@ class Logic:
 
     def segment(self, model, inputNodes, options=None, progress=None):
         return segmentNodes(slicer.mrmlScene, model, inputNodes, options, progress)
+
+    def saveTrainingCase(self, run, folder):
+        return saveTrainingCase(slicer.mrmlScene, run, folder)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from medsegcore.imaging.io import (
     read_image,
     read_labels,
     write_image,
+    writing_nifti,
 )
 from medsegcore.imaging.measures import Measures, measure
 from medsegcore.imaging.region import Region
@@ -55,4 +56,5 @@ __all__ = [
     "to_sitk",
     "without_nans",
     "write_image",
+    "writing_nifti",
 ]

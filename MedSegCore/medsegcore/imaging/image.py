@@ -93,16 +93,20 @@ def without_nans(image: Image) -> Image:
     return image.with_array(array)
 
 
-def to_sitk(image: Image) -> sitk.Image:
-    """As a SimpleITK image (LPS). bool becomes uint8, float16 becomes float32."""
-    import SimpleITK as sitk
-
-    array = image.array
+def storable(array: np.ndarray) -> np.ndarray:
+    """The values one after the other, as files can hold them: bool as uint8, float16 as float32."""
     if array.dtype == bool:
         array = array.astype(np.uint8)
     elif array.dtype == np.float16:
         array = array.astype(np.float32)
-    converted = sitk.GetImageFromArray(np.ascontiguousarray(array))
+    return np.ascontiguousarray(array)
+
+
+def to_sitk(image: Image) -> sitk.Image:
+    """As a SimpleITK image (LPS). bool becomes uint8, float16 becomes float32."""
+    import SimpleITK as sitk
+
+    converted = sitk.GetImageFromArray(storable(image.array))
     grid = image.grid
     lps = LPS_TO_RAS @ grid.affine
     converted.SetSpacing(grid.spacing)

@@ -6,9 +6,10 @@ import contextlib
 import gzip
 import os
 import re
+import struct
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from medsegcore.errors import (
     UnreadableImageError,
 )
 from medsegcore.imaging.geometry import Grid
-from medsegcore.imaging.image import LPS_TO_RAS, Image, from_sitk, to_sitk
+from medsegcore.imaging.image import LPS_TO_RAS, Image, from_sitk, storable, to_sitk
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -32,6 +33,12 @@ EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 DICOM_TAGS = {"description": "0008|103e", "modality": "0008|0060"}
 # Degrees; ten centimetres of slices then end less than 0.2 mm beside their place.
 MAXIMUM_TILT = 0.1
+# What is packed between two looks at the interface, and how tightly: slower levels gain little on
+# images.
+PIECE_BYTES = 1 << 18
+PACKING = 3
+# With the four bytes that say that nothing comes between it and the voxels.
+NIFTI_HEADER = 352
 AGAIN = "Copy or export it again from its source."
 
 
@@ -274,6 +281,52 @@ def write_image(image: Image, path: str | Path) -> None:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def writing_nifti(image: Image, path: str | Path) -> Iterator[None]:
+    """`write_image` of a .nii.gz a piece at a time, for an interface that is to stay live.
+
+    Iterate to the end. A file that is given up, or that cannot be written, leaves nothing.
+
+    Raises:
+        GeometryError, OutputError: as `write_image`.
+    """
+    path = Path(path)
+    image.grid.check(f"What is to be written to '{path.name}'")
+    temporary = path.with_name(f".{path.name}.tmp")
+    # Without the name and the time of a file, which gzip's own header would tell.
+    packer = zlib.compressobj(PACKING, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    try:
+        with temporary.open("wb") as file:
+            file.write(packer.compress(_nifti_header(image)))
+            for plane in image.array:
+                values = storable(plane).data.cast("B")
+                for first in range(0, len(values), PIECE_BYTES):
+                    file.write(packer.compress(values[first : first + PIECE_BYTES]))
+                    yield
+            file.write(packer.flush())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"'{path}' cannot be written: {error.strerror}.",
+            "Check the free space and the permissions.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _nifti_header(image: Image) -> bytes:
+    """As ITK writes it: it is the same for one slice of the image, but for their number."""
+    import SimpleITK as sitk
+
+    slices, rows, columns = image.shape
+    one = image.with_array(np.zeros((1, rows, columns), image.array.dtype))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "header.nii"
+        sitk.WriteImage(to_sitk(one), str(file))
+        header = bytearray(file.read_bytes()[:NIFTI_HEADER])
+    struct.pack_into("=h", header, 46, slices)
+    return bytes(header)
 
 
 def _opened(path: Path) -> sitk.ImageFileReader:

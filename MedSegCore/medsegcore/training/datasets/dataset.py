@@ -9,26 +9,28 @@ Three forms on disk, told apart by themselves:
   0 is the label.
 
 An optional part "medseg" of either `dataset.json` says what those forms have no place for
-(`MedSegPart`).
+(`medsegcore.rawdata.MedSegPart`).
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 
 from medsegcore.errors import DatasetError, MissingInputError
 from medsegcore.imaging.io import EXTENSIONS, file_and_volume
 from medsegcore.models.contrasts import contrast_of
-from medsegcore.models.schema import Key
+from medsegcore.rawdata import (
+    DATASET_FILE,
+    MedSegPart,
+    Modality,
+    RawFile,
+    checked,
+    read_json,
+)
 from medsegcore.training.datasets.sources import SOURCES, combined_terms
-
-DATASET_FILE = "dataset.json"
-Modality = Literal["MR", "CT", "PT", "US", "OT"]
 
 
 @dataclass(frozen=True)
@@ -110,59 +112,6 @@ class Dataset:
         return sorted({case.site for case in self.cases})
 
 
-class ChannelFacts(BaseModel):
-    """What "medseg" may say of a channel."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    key: Key
-    modality: Modality = "MR"
-    units: str = "arbitrary"
-
-
-class MedSegPart(BaseModel):
-    """The part "medseg" of a dataset.json.
-
-    Attributes:
-        patients, sites: by case; the case itself, and the data set's name, where absent.
-        channels: by the channel's name in the file.
-        optional: keys of channels that a case may lack.
-        skull_stripped, masks: as in `Dataset`.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    title: str = ""
-    patients: dict[str, str] = {}
-    sites: dict[str, str] = {}
-    license: str = "not stated"
-    citation: str = "not stated"
-    commercial_use: bool = False
-    url: str = ""
-    skull_stripped: bool = False
-    masks: str = ""
-    channels: dict[str, ChannelFacts] = {}
-    optional: list[Key] = []
-
-
-class _ListedCase(BaseModel):
-    images: list[str]
-    label: str
-
-
-class _RawFile(BaseModel):
-    """nnU-Net's dataset.json."""
-
-    channel_names: dict[str, str]
-    labels: dict[str, int | list[int]]
-    file_ending: str
-    numTraining: int | None = None
-    name: str = ""
-    description: str = ""
-    dataset: dict[str, _ListedCase] | None = None
-    medseg: MedSegPart = MedSegPart()
-
-
 class _ImageAndLabel(BaseModel):
     image: str
     label: str
@@ -204,11 +153,11 @@ def read_dataset(
         raise MissingInputError(f"There is no folder '{path}'.", "Give the data set's folder.")
     if not (path / DATASET_FILE).is_file():
         return _from_folders(path, label, keys)
-    content = _json(path / DATASET_FILE)
+    content = read_json(path / DATASET_FILE)
     if "channel_names" in content:
-        dataset = _from_raw(path, _checked(_RawFile, content, path))
+        dataset = _from_raw(path, checked(RawFile, content, path))
     elif "modality" in content:
-        dataset = _from_decathlon(path, _checked(_DecathlonFile, content, path))
+        dataset = _from_decathlon(path, checked(_DecathlonFile, content, path))
     else:
         raise DatasetError(
             f"'{path / DATASET_FILE}' has neither 'channel_names' nor 'modality'.",
@@ -224,27 +173,6 @@ def read_dataset(
             "'medseg dataset check' lists everything that is wrong with it.",
         )
     return dataset
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"'{path}' cannot be read: {error}.", "Mend the file.") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"'{path}' holds no JSON object.", "Mend the file.")
-    return content
-
-
-def _checked(kind: Any, content: dict[str, Any], folder: Path) -> Any:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DatasetError(
-            f"'{folder / DATASET_FILE}' has a bad '{where}': {first['msg']}.", "Mend the file."
-        ) from error
 
 
 def _from_folders(path: Path, label: str, keys: Sequence[str] | None) -> Dataset:
@@ -375,7 +303,7 @@ def _values(labels: dict[str, int | list[int]], folder: Path) -> dict[str, int]:
     return values
 
 
-def _from_raw(folder: Path, file: _RawFile) -> Dataset:
+def _from_raw(folder: Path, file: RawFile) -> Dataset:
     if file.file_ending not in EXTENSIONS:
         raise DatasetError(
             f"'{folder / DATASET_FILE}' has the file ending '{file.file_ending}'.",

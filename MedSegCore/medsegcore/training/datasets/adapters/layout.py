@@ -1,6 +1,5 @@
 """What the adapters of public data sets share: from files as downloaded to nnU-Net's raw form."""
 
-import json
 import os
 import re
 import shutil
@@ -14,10 +13,20 @@ import numpy as np
 from medsegcore.errors import DatasetError, MissingInputError, OutputError
 from medsegcore.files import write_file
 from medsegcore.imaging import Image, read_image, write_image
-from medsegcore.training.datasets.dataset import DATASET_FILE, Channel, Dataset, read_dataset
+from medsegcore.rawdata import (
+    DATASET_FILE,
+    ENDING,
+    IMAGES,
+    LABELS,
+    ChannelFacts,
+    image_name,
+    json_text,
+    label_name,
+    raw_content,
+)
+from medsegcore.training.datasets.dataset import Channel, Dataset, read_dataset
 from medsegcore.training.datasets.sources import Source
 
-ENDING = ".nii.gz"
 Values = Mapping[int, int] | int
 ImageSource = Path | Callable[[], Image]
 
@@ -112,7 +121,7 @@ class Adapter:
         folder: Path,
         progress: Callable[[str, int, int], None] | None,
     ) -> None:
-        images, labels = folder / "imagesTr", folder / "labelsTr"
+        images, labels = folder / IMAGES, folder / LABELS
         images.mkdir()
         labels.mkdir()
         for done, case in enumerate(cases):
@@ -120,39 +129,33 @@ class Adapter:
                 progress(case.id, done, len(cases))
             for n, (key, channel) in enumerate(self.channels.items()):
                 if key in case.images:
-                    _place(case.images[key], images / f"{case.id}_{n:04}{ENDING}")
+                    _place(case.images[key], images / image_name(case.id, n))
                 elif channel.required:
                     raise DatasetError(
                         f"The case '{case.id}' has no '{key}'.", f"Expected: {self.layout}"
                     )
-            _place(case.label, labels / f"{case.id}{ENDING}")
+            _place(case.label, labels / label_name(case.id))
         if progress is not None:
             progress("", len(cases), len(cases))
-        content = {
-            "name": self.name,
-            "description": self.source.title,
-            "channel_names": {str(n): c.title for n, c in enumerate(self.channels.values())},
-            "labels": {"background": 0, **self.labels},
-            "numTraining": len(cases),
-            "file_ending": ENDING,
-            "medseg": {
-                "title": self.source.title,
-                "patients": {case.id: case.patient for case in cases},
-                "sites": {case.id: case.site for case in cases},
-                "license": self.source.license,
-                "citation": self.source.citation,
-                "commercial_use": self.source.commercial_use,
-                "skull_stripped": self.source.skull_stripped,
-                "masks": self.source.masks,
-                "url": self.source.url,
-                "channels": {
-                    c.title: {"key": key, "modality": c.modality, "units": c.units}
-                    for key, c in self.channels.items()
-                },
-                "optional": [key for key, c in self.channels.items() if not c.required],
-            },
+        part = {
+            "patients": {case.id: case.patient for case in cases},
+            "sites": {case.id: case.site for case in cases},
+            "license": self.source.license,
+            "citation": self.source.citation,
+            "commercial_use": self.source.commercial_use,
+            "skull_stripped": self.source.skull_stripped,
+            "masks": self.source.masks,
+            "url": self.source.url,
+            "optional": [key for key, c in self.channels.items() if not c.required],
         }
-        write_file(folder / DATASET_FILE, json.dumps(content, indent=1) + "\n")
+        channels = {
+            c.title: ChannelFacts(key=key, modality=c.modality, units=c.units)
+            for key, c in self.channels.items()
+        }
+        content = raw_content(
+            self.name, self.source.title, channels, self.labels, len(cases), part
+        )  # fmt: skip
+        write_file(folder / DATASET_FILE, json_text(content))
 
 
 def _place(source: ImageSource, target: Path) -> None:
