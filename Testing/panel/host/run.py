@@ -323,10 +323,11 @@ class Host:
         self.wait(0)
 
     def key(self, widget, key: int, modifiers: int = 0) -> None:
-        """Press a key: `host.key(table, qt.Qt.Key_Down)`."""
-        QtTest.QTest.keyClick(
-            self.reachable(widget), QtCore.Qt.Key(int(key)), QtCore.Qt.KeyboardModifier(modifiers)
-        )
+        """Press a key where the focus is put: `host.key(table, qt.Qt.Key_Down)`."""
+        inner = self.reachable(widget)
+        # A widget that was disabled has given the focus away; keys and shortcuts go by it.
+        inner.setFocus()
+        QtTest.QTest.keyClick(inner, QtCore.Qt.Key(int(key)), QtCore.Qt.KeyboardModifier(modifiers))
         self.wait(0)
 
     def choose(self, widget, text: str) -> None:
