@@ -49,7 +49,8 @@ def test_a_held_out_case_that_an_ancestor_knew_is_not_called_unseen(description)
     assert how("here", "p4") == how("there", "p1") == how("here", "p9") == "never trained on"
     for known in ("p1", "p3"):
         assert how("here", known) == (
-            "never trained on here, but 'known', from which it comes, was trained on it: it flatters"
+            "never trained on here, but 'known', from which it comes, was trained on it: "
+            "it flatters"
         )
 
 
