@@ -128,6 +128,7 @@ def test_a_3d_teacher_teaches_a_model_of_slices_that_answers_whole_cases(
         assert getattr(d.grid, what) == getattr(taught.grid, what)
     assert (d.inputs, d.labels, d.missing_input) == (taught.inputs, taught.labels, "zero")
     assert [a.key for a in d.attention] == ["low", "high"]
+    assert d.network.config == {"norm": "group", "in_channels": 3, "out_channels": 2, **ENET}
     assert d.training.settings["kernel_weight"] == 0.9
     # The case of the test patient has no T2.
     result = answered(run.folder, run.test[0])
@@ -148,8 +149,8 @@ def test_all_that_a_student_of_slices_minimises_falls(brain_teachers, ms_cases):
         optimizer.zero_grad()
         terms["total"].backward()
         optimizer.step()
-    assert totals[-1]["segmentation"] < 0.7 * totals[0]["segmentation"]
-    assert totals[-1]["total"] < 0.7 * totals[0]["total"]
+    assert totals[-1]["segmentation"] < 0.8 * totals[0]["segmentation"]
+    assert totals[-1]["total"] < 0.8 * totals[0]["total"]
 
 
 def test_the_mean_of_3d_teachers_is_compared_on_slices(brain_teachers, ms_cases):
@@ -201,7 +202,7 @@ def test_the_memory_of_a_step_counts_all_slices_and_the_3d_teacher(brain_teacher
     facts = data_facts(data, data.cases, torch.device("cpu"))
     recipe, _ = student_of(brain_teachers[0], config=ENET).configured(data, facts)
     setup = set_up(recipe, data, Plan(steps=1, **CPU), most=1)
-    own = {"in_channels": 3, "out_channels": 2, **ENET}
+    own = {"in_channels": 3, "out_channels": 2, "norm": "group", **ENET}
     _, each = training_bytes(lambda: create_network("enet", own), (3, 32, 32))
     parameters = sum(p.numel() for p in brain_teachers[0].load_network().parameters())
     fixed, whole = step_bytes(recipe, setup.description, recipe.patch)

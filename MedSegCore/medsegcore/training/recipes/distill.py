@@ -81,6 +81,10 @@ DEEPEST = {
 TILING = {"tile", "overlap", "blend", "multiple", "mirror"}
 # Of a tile of a 2D student; they do not overlap.
 SLICES_AT_ONCE = 8
+# Whose batches are the slices of a patch or two: the means over such a batch are not those of
+# whole slices. With batch normalisation an ENet of ms-lesion-rsanet had a Dice of 0.04 on a new
+# patient after 150 steps (threshold 0.5), with this one of 0.60.
+OF_SLICES = {name: {"norm": "group"} for name in ("enet", "espnet", "erfnet")}
 
 
 class DistillationObjective(Objective):
@@ -123,7 +127,8 @@ class DistillRecipe(Recipe):
         architecture: "enet", "espnet", "erfnet", "unet", or any other network of ours that works
             in as many dimensions as the teachers, or in 2D.
         config: of the network, beside its channels; a U-Net has half its teacher's width and as
-            many dimensions as the teacher if none are given.
+            many dimensions as the teacher if none are given, and what learns from the slices of 3D
+            patches is normalised by groups.
         patch, batch_size: the first teacher's own if None.
         segmentation: "dice", "focal" or "dice+focal".
         logits_weight, kernel_weight, affinity_weight: lambda_1 to lambda_3 of eq. 8; a term of
@@ -233,6 +238,8 @@ class DistillRecipe(Recipe):
             "in_channels": taught.channels,
             "out_channels": max(label.value for label in taught.labels) + 1,
         }
+        if not taught.grid.flat:
+            config = {**OF_SLICES.get(self.architecture, {}), **config}
         if self.architecture == "unet":
             width: Any = taught.network.config.get("width", 16)
             config = {"width": max(width // 2, 2), "dimensions": dimensions, **config}
