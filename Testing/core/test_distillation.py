@@ -9,7 +9,8 @@ from torch import nn
 
 from medsegcore.losses.affinity import AffinityLossConfig
 from medsegcore.networks import create_network
-from medsegcore.training.distillation import Distillation, TapPair, run_with_taps
+from medsegcore.training.distillation import Distillation, TapPair
+from medsegcore.training.running import run_with_taps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -209,37 +210,118 @@ def test_the_student_is_left_in_the_mode_and_with_the_statistics_that_it_had():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
-class Modal(nn.Module):
-    """A network whose forward pass takes a modality."""
+def numpy_affinity(logits, labels, margin=3.0):
+    """Eq. 1-4 over the eight neighbours of each pixel of its own slice, pixel by pixel."""
+    p = torch.softmax(logits.double(), dim=1).numpy()
+    pull, push = [], []
+    height, width = p.shape[2:]
+    steps = [(dj, di) for dj in (-1, 0, 1) for di in (-1, 0, 1) if (dj, di) != (0, 0)]
+    for n, j, i in np.ndindex(len(p), height, width):
+        for dj, di in steps:
+            if 0 <= j + dj < height and 0 <= i + di < width:
+                here, there = p[n, :, j, i], p[n, :, j + dj, i + di]
+                divergence = (here * np.log(here / there)).sum()
+                equal = labels[n, j, i] == labels[n, j + dj, i + di]
+                (pull if equal else push).append(divergence)
+    return np.mean(pull) + np.maximum(margin - np.array(push), 0).mean()
 
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Conv2d(1, 4, 3, padding=1)
-        self.heads = nn.ModuleDict({"ct": nn.Conv2d(4, 2, 1), "mr": nn.Conv2d(4, 2, 1)})
 
-    def forward(self, x, modality="ct"):
-        return self.heads[modality](self.body(x))
-
-
-def test_each_network_gets_its_own_options_and_its_own_input():
+def test_a_2d_student_is_compared_with_a_3d_teacher_on_the_slices_of_its_patches():
     torch.manual_seed(0)
-    teacher = small("unetpp", in_channels=2)
-    x, target = batch(16, 16)
-    two = torch.randn(2, 2, 16, 16)
+    pairs = [TapPair("encoder.4", "high")]
+    teacher, student = rsanet(4), small("enet")
+    # A teacher that answers something else than background.
+    nn.init.normal_(teacher.head[-1].weight, std=2.0)
+    both = Distillation(teacher, student, torch.zeros(1, 1, 16, 16, 16), pairs, UNIT).eval()
+    x, target = batch(6, 18, 20)
+    with torch.no_grad():
+        logits, losses = both(x, target)
+        of_teacher, taught = run_with_taps(teacher, x, ["encoder.4"])
+        slices = torch.stack([x[b, :, k] for b in range(2) for k in range(6)])
+        of_student, learnt = student.forward_features(slices)
+    for b, k in np.ndindex(2, 6):
+        torch.testing.assert_close(logits[b, :, k], of_student[6 * b + k])
+    told = torch.stack([of_teacher[b, :, k] for b in range(2) for k in range(6)])
+    p, q = (torch.softmax(t.double(), dim=1).numpy() for t in (of_student, told))
+    expected = (p * np.log(p / q)).sum(axis=1).mean()
+    assert losses["logits"].item() == pytest.approx(expected, rel=1e-3)
+    labels = q.argmax(axis=1)
+    assert 0.02 < labels.mean() < 0.98
+    assert losses["affinity"].item() == pytest.approx(numpy_affinity(of_student, labels), rel=1e-3)
+    true = torch.stack([target[b, 0, k] for b in range(2) for k in range(6)]).numpy()
+    overlap = (2 * (p[:, 1] * true).sum() + 1e-5) / (p[:, 1].sum() + true.sum() + 1e-5)
+    assert losses["segmentation"].item() == pytest.approx(1 - overlap, rel=1e-4)
+    # A sample of eq. 5 is a patch: the student's features of it are those of its slices.
+    whole = np.stack([learnt["high"][6 * b : 6 * b + 6].numpy() for b in range(2)])
+    adapter = both.adapters[0]
+    adapted = np.einsum("oc,bkcji->bokji", adapter.weight.detach().numpy()[..., 0, 0, 0], whole)
+    adapted += adapter.bias.detach().numpy()[None, :, None, None, None]
+    size = taught["encoder.4"].shape[2:]
+    adapted = nn.functional.interpolate(torch.from_numpy(adapted), size, mode="trilinear").numpy()
+    difference = numpy_gram_unit(adapted) - numpy_gram_unit(taught["encoder.4"].numpy())
+    expected = (difference**2).sum() / 2 + np.abs(difference).sum()
+    assert losses["kernel"].item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    weighted = (
+        losses["segmentation"] + 0.2 * losses["logits"] + 0.9 * losses["kernel"]
+        + 0.9 * losses["affinity"]
+    )  # fmt: skip
+    torch.testing.assert_close(losses["total"], weighted)
+
+
+def test_patches_of_one_slice_are_slices():
+    torch.manual_seed(0)
     both = Distillation(
-        teacher,
-        Modal(),
-        x,
-        [TapPair("low", "body")],
+        rsanet(4), small("enet"), torch.zeros(1, 1, 16, 16, 16), [TapPair("encoder.4", "high")],
         UNIT,
-        teacher_example=two,
-        student_options={"modality": "mr"},
-    )
-    logits, losses = both(x, target, teacher_x=two)
-    torch.testing.assert_close(logits, both.student(x, "mr"))
-    assert torch.isfinite(losses["total"])
-    logits, _ = both(x, target, teacher_x=two, student_options={"modality": "ct"})
-    torch.testing.assert_close(logits, both.student(x, "ct"))
+    ).eval()  # fmt: skip
+    x, target = batch(1, 24, 16)
+    with torch.no_grad():
+        logits, losses = both(x, target)
+        torch.testing.assert_close(logits[:, :, 0], both.student(x[:, :, 0]))
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+def of_two_modalities(student):
+    torch.manual_seed(0)
+    teacher = create_network("ummkd_2d", {"width": 2, "in_channels": 1, "out_channels": 2})
+    for parameter in teacher.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    config = AffinityLossConfig(kernel_weight=0.0)
+    return Distillation(teacher, student, torch.zeros(1, 1, 16, 16), config=config, modalities=2)
+
+
+def test_each_modality_is_taught_by_the_teachers_answers_in_it_and_counts_the_same():
+    both = of_two_modalities(small("enet", dropout=0.0)).eval()
+    x, target = batch(24, 16, n=6)
+    with torch.no_grad():
+        logits, losses = both(x, target)
+        torch.testing.assert_close(logits, both.student(x))
+        parts = []
+        for n, part in enumerate((slice(0, 3), slice(3, 6))):
+            told = both.teacher(x[part], modality=n)
+            other = both.teacher(x[part], modality=1 - n)
+            assert (told - other).abs().max() > 0.1
+            parts.append(both.loss(logits[part], told, [], target[part]))
+    for name, value in losses.items():
+        torch.testing.assert_close(value, (parts[0][name] + parts[1][name]) / 2, msg=name)
+    # One network for both is normalised over both, as it is at inference.
+    alone = copy.deepcopy(both.student).train()
+    alone(x)
+    before = both.student.initial.activate[0].running_mean.clone()
+    both.train()(x, target)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(both.student.state_dict()[name], value, msg=name)
+    assert not torch.equal(both.student.initial.activate[0].running_mean, before)
+
+
+def test_a_student_that_tells_modalities_apart_is_told_them():
+    student = create_network("ummkd_2d", {"width": 2, "in_channels": 1, "out_channels": 2})
+    both = of_two_modalities(student).eval()
+    x, target = batch(16, 16, n=4)
+    with torch.no_grad():
+        logits, _ = both(x, target)
+        for n, part in enumerate((slice(0, 2), slice(2, 4))):
+            torch.testing.assert_close(logits[part], student(x[part], modality=n))
 
 
 def test_saved_and_loaded_weights_give_equal_losses(tmp_path):

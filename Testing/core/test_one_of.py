@@ -14,6 +14,7 @@ from medsegcore.inference.preprocess import prepare, with_neighbours
 from medsegcore.models import ModelDescription, ModelFolder
 from medsegcore.models.card import model_card
 from medsegcore.models.matching import VolumeFacts, match_inputs
+from medsegcore.networks import create_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -101,18 +102,37 @@ def test_descriptions_that_contradict_themselves_are_refused(ct_or_mr_model, cha
         ModelDescription.model_validate(content)
 
 
-def test_a_network_that_tells_no_modalities_apart_is_refused(ct_or_mr_model, tmp_path):
-    from medsegcore.networks import create_network
+def with_network(folder, path, name, config):
+    """A copy of a model folder with another network, which has learnt nothing."""
+    network = create_network(name, config)
+    content = folder.description.model_dump(mode="json")
+    content |= {"network": {"name": name, "config": config}, "attention": network.attention}
+    return ModelFolder.write(path, ModelDescription.model_validate(content), network)
 
-    config = {"width": 2, "in_channels": 3, "out_channels": 3}
-    network = create_network("unet", config)
-    content = ct_or_mr_model.description.model_dump(mode="json")
-    content["network"] = {"name": "unet", "config": config}
-    content["attention"] = list(network.attention)
-    description = ModelDescription.model_validate(content)
-    folder = ModelFolder.write(tmp_path / "m", description, network)
-    with pytest.raises(ModelSchemaError, match="does not tell as many modalities apart"):
+
+def test_a_network_that_tells_other_modalities_apart_is_refused(ct_or_mr_model, tmp_path):
+    config = {"width": 2, "out_channels": 3, "modalities": 3}
+    folder = with_network(ct_or_mr_model, tmp_path / "m", "ummkd_2d", config)
+    with pytest.raises(ModelSchemaError, match=r"one of 2 inputs .* tells 3 modalities apart"):
         Predictor(folder, device="cpu")
+
+
+def test_one_network_for_all_is_given_either_image_alone(ct_or_mr_model, abdomen, tmp_path):
+    config = {"width": 2, "dimensions": 2, "in_channels": 3, "out_channels": 3}
+    folder = with_network(ct_or_mr_model, tmp_path / "m", "unet", config)
+    predictor = Predictor(folder, device="cpu", precision="fp32")
+    network = folder.load_network()
+    for key, image in abdomen.items():
+        prepared = prepare(folder.description, {key: image})
+        _, j, i = prepared.tensor.shape[1:]
+        stacked = with_neighbours(prepared.tensor, 1)
+        padded = np.pad(stacked, ((0, 0), (0, 0), (0, -j % 8), (0, -i % 8)))
+        with torch.no_grad():
+            logits = network(torch.from_numpy(padded).transpose(0, 1))
+        liver = torch.softmax(logits, 1)[:, 1, :j, :i].numpy()
+        expected = resample(Image(liver, prepared.grid.affine), image.grid).array
+        result = predictor.predict({key: image}, attention=False)
+        np.testing.assert_allclose(result.probabilities["liver"], expected, atol=1e-3)
 
 
 def test_one_volume_is_proposed_for_one_input(ct_or_mr_model):

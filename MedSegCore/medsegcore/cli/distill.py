@@ -39,7 +39,11 @@ def add_distill(app: typer.Typer, console: Console) -> None:
         data: Data,
         out: Annotated[Path, typer.Option(help="Folder of the run; the model is in its model/.")],
         student: Annotated[
-            str, typer.Option(help="enet, espnet or erfnet for slices, unet for slices and 3D.")
+            str,
+            typer.Option(
+                help="enet, espnet or erfnet, which see slices, also of a 3D teacher's patches; or "
+                "unet, in 2D or 3D as the teacher."
+            ),
         ] = "enet",
         test: Test = None,
         validate: Validate = None,
@@ -61,7 +65,10 @@ def add_distill(app: typer.Typer, console: Console) -> None:
             typer.Option("--id", help="Id of the new model; by the teacher's if absent."),
         ] = None,
     ) -> None:
-        """Teach a small model by one or several large ones, measure it, and write its folder."""
+        """Teach a small model by one or several large ones, measure it, and write its folder.
+
+        Of a teacher that takes one of several inputs, such as a CT or an MR, the student does so.
+        """
         from medsegcore.cli.train import run_train
 
         paths = [str(ModelStore().find(model).path) for model in teacher]

@@ -42,6 +42,7 @@ from medsegcore.inference.tiling import (
 )
 from medsegcore.inference.uncertainty import DROPOUT, SPREAD, entropy_map
 from medsegcore.models import AttentionSpec, GridSpec, ModelDescription, ModelFolder, ModelStore
+from medsegcore.networks import takes_modality
 
 STAGES = ("prepare", "segment", "restore", "measure")
 
@@ -99,11 +100,12 @@ class Predictor:
                 f"but the grid of the model says {self.description.grid.dimensionality}.",
                 "Ask whoever made the model to correct model.json.",
             )
-        inputs = len(self.description.inputs)
-        if self.description.one_of and getattr(network.config, "modalities", None) != inputs:
+        inputs, config = len(self.description.inputs), getattr(network, "config", None)
+        apart = getattr(config, "modalities", 0) if takes_modality(network) else inputs
+        if self.description.one_of and apart != inputs:
             raise ModelSchemaError(
                 f"The model takes one of {inputs} inputs but its network "
-                f"'{self.description.network.name}' does not tell as many modalities apart.",
+                f"'{self.description.network.name}' tells {apart} modalities apart.",
                 "Ask whoever made the model to correct model.json.",
             )
         # 3D convolutions run twice as fast so on CPUs.
@@ -250,7 +252,8 @@ class Predictor:
             # Before the padding: the last slice is followed by itself, as in training.
             volume = with_neighbours(volume, grid.neighbours)
         volume = np.pad(volume, [(0, 0), *((0, n) for n in missing)])
-        network = functools.partial(self.network, **prepared.options)
+        options = prepared.options if takes_modality(self.network) else {}
+        network = functools.partial(self.network, **options)
         collected = CollectedAttention(specs, tiling)
         weights = tile_weights(tiling.tile, grid)
         weight_sum = np.zeros(tiling.padded, np.float32)

@@ -33,7 +33,7 @@ class Prepared:
 
     Attributes:
         tensor: float32 [channel, k, j, i], normalised; 0 outside of the foreground.
-        options: further arguments of the network's forward pass.
+        options: further arguments of the forward pass, of a network that takes them.
         grid: the model grid, cropped, that the tensor lies on.
         reference: the grid that the answer is wanted on.
         present: which inputs were given, by key.

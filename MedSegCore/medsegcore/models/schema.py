@@ -284,8 +284,8 @@ class ModelDescription(Part):
         reference: the input on whose grid the answer lies; null with "one_of".
         missing_input: what happens when an optional input is absent: "zero" puts zeros in its
             place, "refuse" stops. With "one_of" exactly one of the inputs is given. It is the
-            reference and the network's only channel, and the network is told its position among
-            the inputs as `modality`.
+            reference and the network's only channel, and a network that tells modalities apart is
+            told its position among the inputs as `modality`.
     """
 
     schema_version: Literal[1] = 1
@@ -338,6 +338,12 @@ class ModelDescription(Part):
     def one_of(self) -> bool:
         """Whether exactly one of the inputs is given."""
         return self.missing_input == "one_of"
+
+    @property
+    def channels(self) -> int:
+        """How many channels the network sees."""
+        images = 1 if self.one_of else len(self.inputs)
+        return images * (2 * self.grid.neighbours + 1)
 
     def needs(self, spec: InputSpec) -> bool:
         """Whether nothing can be answered without that input."""

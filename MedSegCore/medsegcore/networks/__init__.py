@@ -3,10 +3,12 @@
 A network is `forward(x) -> logits` and `forward(x, with_attention=True) -> (logits, attention)`
 with `attention` a dict of tensors, which `network.attention` declares (key, kind, title, axis).
 `network.dimensions` is 2 or 3; `network.multiple` is what each side of the input should be a
-multiple of for the best speed.
+multiple of for the best speed. One that tells several modalities apart takes the number of the one
+that it sees as `forward(x, modality=n)`.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -85,4 +87,9 @@ def create_network(name: str, config: Mapping[str, Any]) -> nn.Module:
         raise ModelSchemaError(f"The network '{name}' refuses its config: {error}.") from error
 
 
-__all__ = ["NETWORKS", "NetworkEntry", "create_network"]
+def takes_modality(network: nn.Module) -> bool:
+    """Whether a network is to be told which of several modalities it sees."""
+    return "modality" in inspect.signature(network.forward).parameters
+
+
+__all__ = ["NETWORKS", "NetworkEntry", "create_network", "takes_modality"]

@@ -1,14 +1,18 @@
-"""Any teacher of ours distilled into any student, 2D or 3D (eq. 1-8 of arXiv 2404.02738)."""
+"""Any teacher of ours distilled into any student (eq. 1-8 of arXiv 2404.02738).
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+Both in 2D, both in 3D, or a 3D teacher and a student that sees the slices of its patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsegcore.losses.affinity import AffinityDistillationLoss, AffinityLossConfig
+from medsegcore.training.running import run_with_taps
 
 
 class TapPair(NamedTuple):
@@ -22,63 +26,6 @@ class TapPair(NamedTuple):
     student: str = "high"
 
 
-@contextlib.contextmanager
-def _hooked(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of the named submodules while the network runs."""
-    caught: dict[str, Tensor] = {}
-    with contextlib.ExitStack() as hooks:
-        for name in names:
-            try:
-                module = network.get_submodule(name) if name else None
-            except AttributeError:
-                module = None
-            if module is None:
-                taps = ", ".join(getattr(network, "taps", {})) or "none"
-                raise ValueError(
-                    f"{type(network).__name__} has no tap or submodule '{name}' (taps: {taps})"
-                )
-
-            def catch(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-                # A block that also gives its attention puts the features first.
-                caught[name] = output[0] if isinstance(output, tuple) else output
-
-            hooks.callback(module.register_forward_hook(catch).remove)
-        yield caught
-
-
-def run_with_taps(
-    network: nn.Module, x: Tensor, names: Sequence[str], **options: Any
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run a network and take the features of those names.
-
-    Args:
-        network: any network of ours.
-        x: its input [B, C, *space].
-        names: taps by name, or submodules by dotted name.
-        options: further arguments of the network's forward pass.
-
-    Returns:
-        (logits, {name: features [B, C', *space']}).
-
-    Raises:
-        ValueError: the network has no such tap or submodule, or that submodule has not run.
-    """
-    taps = getattr(network, "taps", {})
-    hooked = [name for name in names if name not in taps]
-    with _hooked(network, hooked) as features:
-        if len(hooked) < len(names):
-            logits, tapped = network.forward_features(x, **options)  # type: ignore[operator]
-            features.update({name: tapped[name] for name in names if name in taps})
-        else:
-            logits = network(x, **options)
-    for name in names:
-        if not isinstance(features.get(name), Tensor) or features[name].dim() != x.dim():
-            raise ValueError(
-                f"'{name}' of {type(network).__name__} gives no features [B, C, *space]"
-            )
-    return logits, features
-
-
 class Distillation(nn.Module):
     """A student that learns from a frozen teacher and from the reference at once.
 
@@ -88,16 +35,19 @@ class Distillation(nn.Module):
     convolution can't align the spatial size, as the paper has it, so that where the sizes differ
     the student's features are resized to the teacher's by (bi- or tri-)linear interpolation.
 
+    Where the teacher works on 3D patches and the student on their slices, the sample x_i of eq. 5
+    is the patch: the student's features of it are those of its slices, stacked. The neighbours of
+    eq. 1-4 are then those within a slice.
+
     Args:
         teacher: trained network; its parameters are frozen here.
         student: network to train, with the same classes.
-        example: one input [B, C, *space] of the student, of any size that both take; it is run
-            once to learn the number of channels at the taps.
+        example: one input [B, C, *space], of any size that both take; it is run once to learn the
+            number of channels at the taps.
         pairs: which features KMM compares; several add up.
         config: the terms of eq. 8.
-        teacher_example: the teacher's input, where it differs from the student's.
-        student_options, teacher_options: further arguments of each network's forward pass, such
-            as its modality; `forward` may change them for a batch.
+        modalities: how many a batch holds, in equal parts one after the other; the terms are those
+            of each, averaged.
     """
 
     def __init__(
@@ -107,38 +57,39 @@ class Distillation(nn.Module):
         example: Tensor,
         pairs: Sequence[TapPair] = (TapPair(),),
         config: AffinityLossConfig | None = None,
-        teacher_example: Tensor | None = None,
-        student_options: Mapping[str, Any] | None = None,
-        teacher_options: Mapping[str, Any] | None = None,
+        modalities: int = 1,
     ):
         super().__init__()
         self.teacher = teacher.requires_grad_(False).eval()
         self.student = student
-        self.student_options = dict(student_options or {})
-        self.teacher_options = dict(teacher_options or {})
+        self.modalities = modalities
+        config = config or AffinityLossConfig()
+        if example.dim() == 5 and getattr(student, "dimensions", 3) == 2:
+            sides = config.neighbourhood
+            sides = (sides, sides) if isinstance(sides, int) else sides
+            config = replace(config, neighbourhood=(1, *sides[-2:]))
         self.loss = AffinityDistillationLoss(config)
         # Without KMM no features are asked for, and there is nothing to adapt.
-        self.pairs = [TapPair(*pair) for pair in pairs] if self.loss.config.kernel_weight else []
-        if self.loss.config.kernel_weight and not self.pairs:
+        self.pairs = [TapPair(*pair) for pair in pairs] if config.kernel_weight else []
+        if config.kernel_weight and not self.pairs:
             raise ValueError("the kernel loss needs a pair of taps; or set its weight to 0")
         self.adapters = nn.ModuleList()
-        self._make_adapters(example, example if teacher_example is None else teacher_example)
+        self._make_adapters(example)
 
-    def _teach(self, x: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _teach(self, x: Tensor, modalities: int) -> tuple[Tensor, dict[str, Tensor]]:
         names = [pair.teacher for pair in self.pairs]
         with torch.no_grad():
-            return run_with_taps(self.teacher, x, names, **{**self.teacher_options, **options})
+            return run_with_taps(self.teacher, x, names, modalities)
 
-    def _learn(self, x: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        names = [pair.student for pair in self.pairs]
-        return run_with_taps(self.student, x, names, **{**self.student_options, **options})
+    def _learn(self, x: Tensor, modalities: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return run_with_taps(self.student, x, [pair.student for pair in self.pairs], modalities)
 
-    def _make_adapters(self, example: Tensor, teacher_example: Tensor) -> None:
+    def _make_adapters(self, example: Tensor) -> None:
         training = self.student.training
         self.student.eval()
         with torch.no_grad():
-            theirs, taught = self._teach(teacher_example, {})
-            ours, learnt = self._learn(example, {})
+            theirs, taught = self._teach(example, 1)
+            ours, learnt = self._learn(example, 1)
         self.student.train(training)
         if ours.shape != theirs.shape:
             raise ValueError(
@@ -157,34 +108,36 @@ class Distillation(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(
-        self,
-        x: Tensor,
-        target: Tensor,
-        teacher_x: Tensor | None = None,
-        student_options: Mapping[str, Any] | None = None,
-        teacher_options: Mapping[str, Any] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Run both networks on a batch.
 
         Args:
-            x: the student's input [B, C, *space].
+            x: [B, C, *space], what both see; where there are several modalities, their batches of
+                one size after each other.
             target: reference [B, 1, *space] of class numbers.
-            teacher_x: the teacher's input, where it differs from the student's.
-            student_options, teacher_options: further arguments of each network's forward pass.
 
         Returns:
             (the student's logits [B, classes, *space], the terms of eq. 8 and their "total").
         """
-        teacher_logits, taught = self._teach(
-            x if teacher_x is None else teacher_x, teacher_options or {}
-        )
-        logits, learnt = self._learn(x, student_options or {})
+        teacher_logits, taught = self._teach(x, self.modalities)
+        logits, learnt = self._learn(x, self.modalities)
         features = [
             (self._align(adapter, learnt[pair.student], taught[pair.teacher]), taught[pair.teacher])
             for adapter, pair in zip(self.adapters, self.pairs, strict=True)
         ]
-        return logits, self.loss(logits, teacher_logits, features, target)
+        terms = [
+            self.loss(
+                self._part(logits, n), self._part(teacher_logits, n),
+                [(self._part(ours, n), self._part(theirs, n)) for ours, theirs in features],
+                self._part(target, n),
+            )
+            for n in range(self.modalities)
+        ]  # fmt: skip
+        return logits, {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
+
+    def _part(self, batch: Tensor, number: int) -> Tensor:
+        """What of a batch is of that modality."""
+        return batch.chunk(self.modalities)[number]
 
     @staticmethod
     def _align(adapter: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:

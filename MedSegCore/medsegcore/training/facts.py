@@ -4,7 +4,6 @@ import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import psutil
@@ -14,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from medsegcore.imaging import read_grid, reference_grid
 from medsegcore.training.datasets import Case, Dataset
+from medsegcore.training.running import answer
 
 # Of the parameters: themselves, gradients, two moments of Adam, and the running mean.
 COPIES = 5
@@ -126,7 +126,6 @@ def training_bytes(
     build: Callable[[], nn.Module],
     shape: tuple[int, ...],
     half: bool = False,
-    options: Mapping[str, Any] | None = None,
 ) -> tuple[int, int]:
     """(bytes whatever the batch, bytes for each of its items) of a step of training, about.
 
@@ -134,9 +133,8 @@ def training_bytes(
 
     Args:
         build: makes the network.
-        shape: of one item, [C, *space].
+        shape: of one item, [C, *space]; a 2D network sees the slices of a 3D one.
         half: where activations are kept in half precision.
-        options: further arguments of the network's forward pass.
     """
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -149,7 +147,7 @@ def training_bytes(
     with FakeTensorMode(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         network = build()
         # Not one: a batch normalisation of a single value is refused.
-        network(torch.empty(2, *shape), **(options or {}))
+        answer(network, torch.empty(2, *shape))
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     activations = sum(s.nbytes() for address, s in kept.items() if address not in own)
     parameters = sum(p.numel() * p.element_size() for p in network.parameters())

@@ -27,9 +27,10 @@ from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.patches import MixedPatches, PatchDataset
 from medsegcore.training.provenance import data_use, joined_terms, kept_settings
 from medsegcore.training.recipes import recipe_of
-from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe
+from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe, joined
 from medsegcore.training.recipes.known import check_labels
 from medsegcore.training.runfile import as_before
+from medsegcore.training.running import answer
 from medsegcore.training.setup import Plan, changed_on, load_cases, set_up
 from medsegcore.training.trainer import (
     CACHE,
@@ -63,7 +64,7 @@ class Remembering(Objective):
     Args:
         objective: of the recipe.
         old: the network as it was; frozen here.
-        modalities: of a network that takes one of several inputs, in its order.
+        modalities: of a network that takes one of several inputs, in its order; else none.
         weight: of the term, lambda_o.
         temperature: T of eq. 3.
     """
@@ -89,17 +90,15 @@ class Remembering(Objective):
 
     def forward(self, batch: Batch) -> tuple[Tensor | dict[str, Tensor], dict[str, Tensor]]:
         logits, terms = self.objective(batch)
-        loss = functools.partial(forgetting_loss, temperature=self.temperature)
+        images, _ = joined(batch, self.modalities)
         with torch.no_grad():
-            if isinstance(logits, dict):
-                old = [
-                    self.old(batch[key]["image"], modality=n)
-                    for n, key in enumerate(self.modalities)
-                ]
-            else:
-                old = [self.old(batch["image"])]
-        new = [logits[k] for k in self.modalities] if isinstance(logits, dict) else [logits]
-        kept = torch.stack([loss(n, o) for n, o in zip(new, old, strict=True)]).mean()
+            old = answer(self.old, images, len(self.modalities) or 1)
+        new = (
+            torch.cat([logits[key] for key in self.modalities])
+            if isinstance(logits, dict)
+            else logits
+        )
+        kept = forgetting_loss(new, old, self.temperature)
         return logits, {**terms, "total": terms["total"] + self.weight * kept, "forgetting": kept}
 
 
@@ -209,7 +208,8 @@ class FineTuningRecipe(Recipe):
         if not self.guard:
             return own
         old = self.folder.load_network()
-        return Remembering(own, old, self.keys, self.guard, self.temperature)
+        modalities = self.keys if self.folder.description.one_of else []
+        return Remembering(own, old, modalities, self.guard, self.temperature)
 
     @property
     def beside(self) -> list[NetworkSpec]:

@@ -58,15 +58,11 @@ def step_bytes(
     half: bool = False,
 ) -> tuple[int, int]:
     """(bytes whatever the batch, bytes for each of its items) of a step, about."""
-    grid = description.grid
-    images = 1 if description.one_of else len(description.inputs)
-    space = patch[1:] if grid.flat else patch
-    shape = (images * (2 * grid.neighbours + 1), *space)
-    options = {"modality": 0} if description.one_of else {}
-    fixed, each = training_bytes(lambda: recipe.outline(description), shape, half, options)
+    shape = (description.channels, *patch)
+    fixed, each = training_bytes(lambda: recipe.outline(description), shape, half)
     for spec in recipe.beside:
         build = functools.partial(create_network, spec.name, spec.config)
-        copies, kept = training_bytes(build, shape, half, options)
+        copies, kept = training_bytes(build, shape, half)
         # They answer one after another, and what each took is free again before the way back.
         fixed, each = fixed + copies // COPIES, max(each, int(UNKEPT * kept))
     # Unpaired images come in a batch of each modality.
@@ -85,7 +81,7 @@ def _what_fits(recipe: "Recipe", description: "ModelDescription", room: int, hal
     batch = min((room - fixed) // each, recipe.batch_size)
     if batch >= least:
         return f"Make the batch smaller: --set batch_size={batch}."
-    flat = description.grid.flat
+    flat = recipe.patch[0] == 1
     space = recipe.patch[1:] if flat else recipe.patch
     voxels = math.prod(space)
     multiple = description.grid.multiple

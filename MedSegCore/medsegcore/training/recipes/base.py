@@ -7,7 +7,7 @@ The trainer calls, in this order: `configured` with facts from the images' heade
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -19,6 +19,7 @@ from medsegcore.errors import SettingError
 from medsegcore.models import WeightsSpec
 from medsegcore.networks import create_network
 from medsegcore.training.facts import DataFacts as DataFacts
+from medsegcore.training.running import answer
 
 if TYPE_CHECKING:
     from monai.transforms import Compose
@@ -100,20 +101,54 @@ class Objective(nn.Module):
         raise NotImplementedError
 
 
+def joined(batch: Batch, modalities: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """(images [B, C, *space], labels [B, 1, *space]) of a batch, modality after modality.
+
+    Args:
+        modalities: keys in the order in which networks count them; none where there is but one.
+
+    Raises:
+        SettingError: the batch lacks one.
+    """
+    for key in modalities:
+        if key not in batch:
+            raise SettingError(
+                f"No case to train on has the modality '{key}'.",
+                "Hold out fewer cases, or choose other modalities.",
+            )
+    if not modalities:
+        return batch["image"], batch["label"]
+    parts = [batch[key] for key in modalities]
+    return torch.cat([p["image"] for p in parts]), torch.cat([p["label"] for p in parts])
+
+
+def by_modality(logits: Tensor, modalities: Sequence[str]) -> Tensor | dict[str, Tensor]:
+    """What a network gives for a batch that is `joined`, as `Objective.forward` has it."""
+    if not modalities:
+        return logits
+    return dict(zip(modalities, logits.chunk(len(modalities)), strict=True))
+
+
 class Supervised(Objective):
     """A network and a loss of its logits alone.
 
     Args:
         loss: (logits [B, classes, *space], label [B, 1, *space]) -> scalar.
+        modalities: see `joined`; the loss is the mean of theirs.
     """
 
-    def __init__(self, network: nn.Module, loss: nn.Module):
+    def __init__(self, network: nn.Module, loss: nn.Module, modalities: Sequence[str] = ()):
         super().__init__(network)
         self.loss = loss
+        self.modalities = modalities
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self.network(batch["image"])
-        return logits, {"total": self.loss(logits, batch["label"])}
+    def forward(self, batch: Batch) -> tuple[Tensor | dict[str, Tensor], dict[str, Tensor]]:
+        images, labels = joined(batch, self.modalities)
+        count = len(self.modalities) or 1
+        logits = answer(self.network, images, count)
+        parts = zip(logits.chunk(count), labels.chunk(count), strict=True)
+        total = torch.stack([self.loss(*part) for part in parts]).mean()
+        return by_modality(logits, self.modalities), {"total": total}
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,13 @@ from medsegcore.training.recipes.base import (
     DataFacts,
     Objective,
     Recipe,
+    by_modality,
     check_prior,
+    joined,
     start_rare,
 )
 from medsegcore.training.recipes.known import classes_of, describe, known_inputs
+from medsegcore.training.running import answer
 from medsegcore.training.slices import Augment, mirrored, plain_slice_transforms
 
 if TYPE_CHECKING:
@@ -68,21 +71,14 @@ class UMMKDObjective(Objective):
         self.modalities = modalities
         self.knowledge: dict[str, Tensor] = {}
 
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        for key in self.modalities:
-            if key not in batch:
-                raise SettingError(
-                    f"No case to train on has the modality '{key}'.",
-                    "Hold out fewer cases, or choose other modalities.",
-                )
-        logits = {
-            key: self.network(batch[key]["image"], modality=n)
-            for n, key in enumerate(self.modalities)
-        }
+    def forward(self, batch: Batch) -> tuple[Tensor | dict[str, Tensor], dict[str, Tensor]]:
+        images, labels = joined(batch, self.modalities)
+        logits = answer(self.network, images, 2)
+        (of_a, of_b), (true_a, true_b) = logits.chunk(2), labels.chunk(2)
+        terms = self.loss(of_a, true_a, of_b, true_b, self.network)
         a, b = self.modalities
-        terms = self.loss(logits[a], batch[a]["label"], logits[b], batch[b]["label"], self.network)
         self.knowledge = {a: terms.knowledge_a.q, b: terms.knowledge_b.q}
-        return logits, {
+        return by_modality(logits, self.modalities), {
             "total": terms.total,
             f"segmentation_{a}": terms.segmentation_a,
             f"segmentation_{b}": terms.segmentation_b,
