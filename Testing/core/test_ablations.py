@@ -384,6 +384,14 @@ def test_a_row_that_does_not_fit_into_memory_is_named(ms_cases, tmp_path, capsys
         assert "Error: RSA-111: A step of this training takes" in capsys.readouterr().err
 
 
+def test_a_rehearsal_of_few_cases_has_some_of_each_modality(unpaired):
+    by_modality = replace(unpaired, cases=sorted(unpaired.cases, key=lambda c: [*c.images]))
+    assert [key for case in by_modality.cases[:2] for key in case.images] == ["ct", "ct"]
+    (row,) = chosen_rows("ummkd", UMMKD, ["Ours"])
+    few = setup.set_up(row_recipe(row, UMMKD), by_modality, PLAN, most=2)
+    assert sorted(few.patches[0]) == ["ct", "t1"]
+
+
 def test_the_command_lists_rows_folds_and_time(ms_cases, tmp_path, capsys):
     command = ["ablate", "rsanet", "--data", str(ms_cases), "--folds", "2", "--steps", "100",
                "--rows", "3D U-Net,RSA-111", "--set", "width=4", "--set", "patch=[16,16,16]",

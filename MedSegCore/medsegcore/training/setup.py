@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -117,7 +118,7 @@ def set_up(
 
     Args:
         cache: folder for prepared cases that do not fit into memory; None keeps all in memory.
-        most: prepare only the first so many cases.
+        most: prepare only so many cases, of all modalities.
 
     Raises:
         SettingError, MissingInputError, DatasetError, DeviceError, OutOfMemoryError: see `Plan`,
@@ -145,12 +146,12 @@ def set_up(
     # Before the cases, whose preparation takes minutes.
     half = dtype != torch.float32
     notes = [*notes, check_memory(recipe, description, free_memory(device, plan.devices), half)]
-    used = split.training[:most]
+    used = split.training if most is None else _few(recipe, split.training, most)
     prepared = load_cases(recipe, used, description, cache)
     facts = replace(
         facts, label_share=label_shares(prepared, [label.value for label in description.labels])
     )
-    if used == split.training:
+    if len(used) == len(split.training):
         notes += _absent(description, facts.label_share)
     objective = recipe.objective(recipe.network(description), facts)
     patches = PatchDataset(
@@ -165,6 +166,15 @@ def set_up(
         data, split, recipe, notes, facts, record, description, objective, patches, device,
         {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype],
     )  # fmt: skip
+
+
+def _few(recipe: Recipe, cases: Sequence[Case], most: int) -> list[Case]:
+    """So many cases; the modalities take turns, as a step needs a batch of each."""
+    by_modality: dict[str, list[Case]] = {}
+    for case in cases:
+        by_modality.setdefault(recipe.modality(case), []).append(case)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*by_modality.values()))
+    return [case for case in turns if case is not None][: max(most, len(by_modality))]
 
 
 def _absent(description: ModelDescription, shares: Mapping[int, float]) -> list[str]:
