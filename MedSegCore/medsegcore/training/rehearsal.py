@@ -44,7 +44,8 @@ class Rehearsal:
         steps += [] if plan.minutes is None else [int(plan.minutes * rate)]
         return [
             f"Speed: {rate:.0f} steps per minute; memory: {self.memory / 1e9:.1f} GB.",
-            f"The budget is about {min(steps)} steps or {min(steps) / rate:.0f} minutes"
+            f"The budget is about {min(steps)} step{'' if min(steps) == 1 else 's'} or "
+            f"{_minutes(min(steps) / rate)}"
             f"{', and what the validation takes' if split.validation else ''}.",
         ]
 
@@ -53,6 +54,12 @@ class Rehearsal:
         """What a training of its own does after its budget, in one sentence."""
         count = sum(case.label is not None for cases in self.setup.split for case in cases)
         return f"Measuring the model on {count} case{'' if count == 1 else 's'} comes on top."
+
+
+def _minutes(count: float) -> str:
+    if count < 0.95:
+        return "less than a minute"
+    return "1 minute" if round(count) == 1 else f"{count:.0f} minutes"
 
 
 def setup_lines(setup: Setup, plan: Plan) -> list[str]:
