@@ -3,10 +3,10 @@
     python Testing/benchmarks/liveness.py
 
 Plays a user on the real panel, worker and scene: a run, a drag of the threshold, a lesion that is
-dropped, a scroll through a slice attention, a picture that explains the answer, a checkerboard of
-two inputs; on the sample and on the sample resampled to 256 x 256 x 180. Prints one row a
-step: the longest gap between two ticks of a 5 ms timer and its ratio to the 50 ms that the panel
-may take. Times are the interface thread's own.
+dropped, a scroll through a slice attention, a picture that explains the answer, the result saved
+as a training case, a checkerboard of two inputs; on the sample and on the sample resampled to
+256 x 256 x 180. Prints one row a step: the longest gap between two ticks of a 5 ms timer and its
+ratio to the 50 ms that the panel may take. Times are the interface thread's own.
 """
 
 import contextlib
@@ -104,6 +104,10 @@ def measure(host, opened, shape: tuple[int, int, int] | None) -> list[tuple[str,
         host.dialogs.expect("Save a picture", str(Path(folder) / "sheet.png"))
         host.click(opened.resultsPart.ui.savePictureButton)
         host.waitUntil(lambda: not opened.resultsPart.busy, 60)
+    with step("training case saved"), tempfile.TemporaryDirectory() as folder:
+        host.dialogs.expect("Choose the folder of the training cases", folder)
+        host.click(opened.resultsPart.ui.saveCaseButton)
+        host.waitUntil(lambda: not opened.resultsPart.busy, 120)
     registration = opened.registrationPart
     with step("checkerboard of two inputs shown"):
         registration._ui.checkerboardButton.click()
