@@ -13,10 +13,12 @@ from medsegcore.inference import Predictor
 from medsegcore.losses.affinity import AffinityDistillationLoss, AffinityLossConfig
 from medsegcore.models import ModelFolder
 from medsegcore.networks import create_network
+from medsegcore.training.crossvalidation import cross_validate
 from medsegcore.training.datasets import Case, Channel, Dataset, read_dataset
 from medsegcore.training.facts import data_facts, training_bytes
-from medsegcore.training.finetune import FineTuningRecipe
+from medsegcore.training.finetune import FineTuningRecipe, read_cases
 from medsegcore.training.memory import step_bytes
+from medsegcore.training.provenance import how_unseen
 from medsegcore.training.recipes import (
     DistillRecipe,
     EdgeAttentionRecipe,
@@ -25,6 +27,7 @@ from medsegcore.training.recipes import (
 )
 from medsegcore.training.recipes.base import Supervised
 from medsegcore.training.rehearsal import rehearse
+from medsegcore.training.report import measure
 from medsegcore.training.running import slices_of, stacked
 from medsegcore.training.setup import Plan, set_up
 from medsegcore.training.trainer import train
@@ -140,7 +143,7 @@ def test_all_that_a_student_of_slices_minimises_falls(brain_teachers, ms_cases):
     setup, batch = batch_of(recipe, ms_cases)
     assert batch["image"].shape == (2, 3, 16, 32, 32)
     assert batch["label"].any()
-    assert "it sees the 16 slices of each patch" in setup.notes[1]
+    assert "it sees the 16 slices of each one" in setup.notes[1]
     objective, totals = setup.objective.train(), []
     optimizer = setup.recipe.optimizer([p for p in objective.parameters() if p.requires_grad])
     for _ in range(30):
@@ -191,10 +194,49 @@ def test_a_finished_student_of_slices_learns_on_and_teaches(
     assert terms["forgetting"] == pytest.approx(0, abs=1e-6)
     # Slices that have learnt from patches teach slices.
     setup, batch = batch_of(student_of(run.folder, config=ENET), ms_cases)
+    assert setup.description.network.config["norm"] == "group"
     logits, terms = setup.objective(batch)
     assert logits.shape == (2, 2, 16, 32, 32)
     assert "kernel" in terms
     terms["total"].backward()
+
+
+def test_what_a_teachers_teacher_was_trained_on_is_not_forgotten(
+    brain_teachers, ms_cases, tmp_path
+):
+    plan = Plan(steps=1, test=["b"], **CPU)
+    recipe = student_of(brain_teachers[0], config=ENET)
+    first = train(recipe, ms_cases, tmp_path / "first", plan).folder
+    second = train(student_of(first, config=ENET), ms_cases, tmp_path / "second", plan)
+    d = second.folder.description
+    known = f"'{first.description.id}', from which it comes, was trained on it: it flatters"
+    assert how_unseen(d.training.parents, second.test[0]) == f"never trained on here, but {known}"
+    assert f"'{first.description.id}' was trained on the patients b. Their figures flatter." in (
+        d.limits
+    )
+    with pytest.raises(SettingError, match="one that it comes from, was trained on the test"):
+        read_cases(FineTuningRecipe(model=str(first.path)), ms_cases, plan)
+    chosen = train(recipe, ms_cases, tmp_path / "chosen", Plan(steps=1, validation=["b"], **CPU))
+    measured = {m.case: m.how for m in measure(chosen, "cpu").description.metrics}
+    assert measured["b"] == (
+        "not trained on, but the weights were chosen by these cases, and 'ms-lesion-rsanet', "
+        "from which it comes, was trained on it: it flatters"
+    )
+
+
+def test_a_cross_validation_of_students_says_whom_the_teacher_knew(
+    brain_teachers, ms_cases, tmp_path
+):
+    recipe, out = student_of(brain_teachers[0], config=ENET), tmp_path / "folds"
+    data = read_dataset(ms_cases)
+    cross_validate(recipe, data, "patient", Plan(steps=1, **CPU), out)
+    flatters = "never trained on here, but 'ms-lesion-rsanet', from which it comes, was trained"
+    for fold in ("fold_0", "fold_1"):
+        metrics = ModelFolder.read(out / fold / "model").description.metrics
+        assert {m.case for m in metrics} == {case.id for case in data.cases}
+        assert all(flatters in m.how for m in metrics)
+    told = (out / "summary.md").read_text(encoding="utf-8")
+    assert "The figures flatter: 'ms-lesion-rsanet'" in told
 
 
 def test_the_memory_of_a_step_counts_all_slices_and_the_3d_teacher(brain_teachers, ms_cases):
@@ -217,7 +259,7 @@ def test_a_dry_run_of_slices_tells_what_would_be_done(brain_teachers, ms_cases):
         student_of(brain_teachers[0], config=ENET), ms_cases, Plan(steps=9, **CPU), said.append
     )
     assert found.seconds_per_step > 0
-    assert any("it sees the 16 slices of each patch one by one" in line for line in said)
+    assert any("it sees the 16 slices of each one by one" in line for line in said)
     assert any("Batch: 2 of 16 x 32 x 32 voxels" in line for line in said)
 
 

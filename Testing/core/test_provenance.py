@@ -9,6 +9,8 @@ from medsegcore.training.datasets import Case
 from medsegcore.training.provenance import (
     how_unseen,
     kept_settings,
+    known_to,
+    parent_of,
     patients_held_out,
     seen_before,
 )
@@ -32,7 +34,7 @@ def description(shipped_model):
 
 
 def test_patients_that_were_trained_on_or_chosen_by_are_told_apart_from_namesakes(description):
-    assert patients_held_out(description) == [("here", "p4")]
+    assert patients_held_out(description) == [("here", "p3"), ("here", "p4")]
     assert seen_before(description, [("here", "p4"), ("here", "p5x"), ("new", "p6")]) == []
     assert seen_before(description, [("here", "p3"), ("here", "p1")]) == [
         "'known' was trained on the patients p1, p3."
@@ -44,14 +46,23 @@ def test_patients_that_were_trained_on_or_chosen_by_are_told_apart_from_namesake
 
 def test_a_held_out_case_that_an_ancestor_knew_is_not_called_unseen(description):
     def how(site, patient):
-        return how_unseen([description], Case("c", patient, site, {}, None))
+        return how_unseen(student.training.parents, Case("c", patient, site, {}, None))
 
-    assert how("here", "p4") == how("there", "p1") == how("here", "p9") == "never trained on"
-    for known in ("p1", "p3"):
-        assert how("here", known) == (
-            "never trained on here, but 'known', from which it comes, was trained on it: "
-            "it flatters"
-        )
+    student = description
+    # What a parent's parent knew counts as well, however far back.
+    for generation in ("known", "child", "child"):
+        record = student.training.model_copy(update={"parents": [parent_of(student, "teacher")]})
+        student = student.model_copy(update={"id": "child", "training": record, "data": []})
+        assert known_to(student) == [use for use in description.data if use.split != "test"]
+        assert how("here", "p4") == how("there", "p1") == how("here", "p9") == "never trained on"
+        for known in ("p1", "p3"):
+            assert how("here", known) == (
+                f"never trained on here, but '{generation}', from which it comes, was trained "
+                "on it: it flatters"
+            )
+        assert seen_before(student, [("here", "p1")]) == [
+            "'child', or a model that it comes from, was trained on the patients p1."
+        ]
 
 
 def test_evaluate_says_which_patients_the_model_knows(
@@ -99,8 +110,7 @@ def test_an_encoder_from_elsewhere_gives_its_lineage_its_terms_and_its_patients(
     assert parent.sha256 == encoder.description.weights.sha256
     assert not done.weights.commercial_use
     assert "CC BY-NC 4.0" in done.weights.license
-    (known,) = recipe.ancestors
-    assert seen_before(known, patients_held_out(trained)) == [
+    assert seen_before(parent, patients_held_out(trained)) == [
         "'known' was trained on the patients p1."
     ]
     assert done.training.settings == {"depth": 10, "chosen": ["x"]}
@@ -112,6 +122,5 @@ def test_an_encoder_without_a_card_gives_no_rights(trained, model_copy):
     assert (done.weights.license, done.weights.commercial_use) == ("not stated", False)
     assert any("model.safetensors" in limit for limit in done.limits)
     assert not done.training.parents
-    assert EdgeAttentionRecipe(pretrained=str(model_copy.weights_path)).ancestors == []
     assert EdgeAttentionRecipe().finished(trained) == trained
     assert "pretrained" not in kept_settings(trained.training)

@@ -255,12 +255,17 @@ class Timing(Part):
 
 
 class Parent(Part):
-    """A model that these weights come from: one that taught them, or that they started as."""
+    """A model that these weights come from: one that taught them, or that they started as.
+
+    Attributes:
+        data: what it, or a model that it comes from in turn, was trained on or chosen by.
+    """
 
     id: Slug
     version: Version
     sha256: Sha256
     role: Literal["teacher", "start"]
+    data: list[DatasetUse] = []
 
 
 class TrainingRecord(Part):

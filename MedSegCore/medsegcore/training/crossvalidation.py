@@ -37,6 +37,7 @@ from medsegcore.training.heldout import (
     summary_lines,
 )
 from medsegcore.training.knowledge import FOLDER, KnowledgeRecorder, draw_knowledge
+from medsegcore.training.provenance import how_unseen, inherited
 from medsegcore.training.recipes import Recipe, UMMKDRecipe
 from medsegcore.training.report import case_files, cost
 from medsegcore.training.runfile import filled
@@ -50,8 +51,8 @@ from medsegcore.training.thresholds import (
 from medsegcore.training.trainer import CACHE, LAST, MODEL, train
 
 FIGURES, EXPERIMENT, BY_THRESHOLD = "figures.csv", "experiment.json", "thresholds.csv"
-HOW_MEASURED = "held out in a cross-validation: never trained on"
-BY_SISTER = "by a model of the same settings that was never trained on it"
+HELD_OUT = "held out in a cross-validation: "
+SISTER = "by a model of the same settings: "
 # Of a fold's time; the rest is for measuring.
 TRAINING_SHARE = 0.9
 How = int | Literal["patient", "site"]
@@ -248,7 +249,14 @@ def _run_fold(
     predictor = Predictor(model, plan.device)
     rows = evaluate_model(predictor, files, progress=measured)
     needs = cost(model, cases[0], str(predictor.device))
-    update = {"metrics": card_metrics(rows, HOW_MEASURED), **needs}
+    metrics = [
+        metric
+        for case, row in zip(cases, rows, strict=True)
+        for metric in card_metrics(
+            [row], HELD_OUT + how_unseen(model.description.training.parents, case)
+        )
+    ]
+    update = {"metrics": metrics, **needs}
     description = model.description.model_copy(update=update)
     model.with_description(description)
     if (out / FOLDER).is_dir():
@@ -266,12 +274,26 @@ def _share_figures(folders: Sequence[Path]) -> None:
     """Into the card of each fold's model the held-out figures of the other folds as well: one held
     out case says little of how the model does elsewhere."""
     models = [ModelFolder.read(folder) for folder in folders]
-    own = [[m for m in x.description.metrics if m.how == HOW_MEASURED] for x in models]
+    own = [[m for m in x.description.metrics if m.how.startswith(HELD_OUT)] for x in models]
     for n, model in enumerate(models):
         others = [m for part in (*own[:n], *own[n + 1 :]) for m in part]
-        sisters = [m.model_copy(update={"how": BY_SISTER}) for m in others]
+        sisters = [m.model_copy(update={"how": m.how.replace(HELD_OUT, SISTER)}) for m in others]
         update = {"metrics": [*own[n], *sisters]}
         model.with_description(model.description.model_copy(update=update))
+
+
+def _flattered(folders: Sequence[Path], data: Dataset) -> list[str]:
+    """A line on held-out cases that a model knew which the folds' models come from."""
+    parents = [p for f in folders for p in ModelFolder.read(f).description.training.parents]
+    known = [case.id for case in data.cases if inherited(parents, case)]
+    if not known:
+        return []
+    models = ", ".join(dict.fromkeys(f"'{parent.id}'" for parent in parents))
+    return [
+        "",
+        f"The figures flatter: {models}, from which the folds' models come, was trained on "
+        f"{', '.join(known)}.",
+    ]
 
 
 def _claimed(out: Path) -> dict[str, Any]:
@@ -338,6 +360,7 @@ def _write_results(
         f"patients; {budget(plan)} a fold, seed {plan.seed}. Mean ± standard deviation over "
         "the n cases for which a measure is defined.",
         *(["", "Chosen once, for all folds: " + " ".join(notes)] if notes else []),
+        *_flattered([out / fold.name / MODEL for fold in folds], data),
         "",
         *summary_lines(rows),
         "",

@@ -21,17 +21,23 @@ from medsegcore.errors import MissingInputError, SettingError
 from medsegcore.evaluation.answers import CaseFiles, ModelAnswers, model_labels
 from medsegcore.evaluation.evaluate import EvaluatedCase, evaluate
 from medsegcore.inference.predictor import Predictor
-from medsegcore.models import ModelDescription, ModelFolder, NetworkSpec, Parent, TrainingRecord
+from medsegcore.models import ModelDescription, ModelFolder, NetworkSpec, TrainingRecord
 from medsegcore.training.cases import Split, split_cases
 from medsegcore.training.datasets import Case, Dataset, read_dataset
 from medsegcore.training.patches import MixedPatches, PatchDataset
-from medsegcore.training.provenance import data_use, joined_terms, kept_settings
+from medsegcore.training.provenance import (
+    data_use,
+    joined_terms,
+    kept_settings,
+    known_to,
+    parent_of,
+)
 from medsegcore.training.recipes import recipe_of
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe, joined
 from medsegcore.training.recipes.known import check_labels
 from medsegcore.training.runfile import as_before
 from medsegcore.training.running import answer
-from medsegcore.training.setup import Plan, changed_on, load_cases, set_up
+from medsegcore.training.setup import Plan, changed_on, load_cases, set_up, with_images
 from medsegcore.training.trainer import (
     CACHE,
     Progress,
@@ -168,10 +174,6 @@ class FineTuningRecipe(Recipe):
         return data, Split([case for case in cases if case not in test], [], test)
 
     @property
-    def ancestors(self) -> list[ModelDescription]:
-        return [self.folder.description]
-
-    @property
     def keys(self) -> list[str]:
         return [spec.key for spec in self.folder.description.inputs]
 
@@ -244,11 +246,8 @@ class FineTuningRecipe(Recipe):
             tuned["old_share"] = self.old_share
         elif self.guard:
             tuned |= {"guard": self.guard, "temperature": self.temperature}
-        parent = Parent(
-            id=old.id, version=old.version, sha256=old.weights.sha256, role="start"
-        )  # fmt: skip
         record_update = {
-            "recipe": self.base.name, "parents": [parent],
+            "recipe": self.base.name, "parents": [parent_of(old, "start")],
             "settings": {**kept_settings(old.training), "fine_tuning": tuned,
                          "chosen": record.settings["chosen"]},
         }  # fmt: skip
@@ -332,14 +331,16 @@ def _check_cases(recipe: FineTuningRecipe, split: Split) -> None:
     description = recipe.folder.description
     trained = {
         (use.name, patient)
-        for use in description.data if use.split == "training" for patient in use.patients
+        for use in known_to(description) if use.split == "training" for patient in use.patients
     }  # fmt: skip
     for case in split.test:
         if (case.site, case.patient) in trained:
             raise SettingError(
-                f"The model was trained on the test patient '{case.patient}'.",
+                f"The model, or one that it comes from, was trained on the test patient "
+                f"'{case.patient}'.",
                 "Hold out a patient that it has never seen.",
             )
+    split = with_images(split, description)[0]
     for cases in filter(None, (split.training, recipe.old[1].training)):
         lacking = {*recipe.keys} - {recipe.modality(case) for case in cases}
         if description.one_of and lacking:

@@ -3,7 +3,13 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from medsegcore.models import DatasetUse, ModelDescription, TrainingRecord, WeightsSpec
+from medsegcore.models import (
+    DatasetUse,
+    ModelDescription,
+    Parent,
+    TrainingRecord,
+    WeightsSpec,
+)
 from medsegcore.training.cases import Split
 from medsegcore.training.datasets import Case, Dataset
 from medsegcore.training.datasets.sources import SOURCES, combined_terms
@@ -47,52 +53,69 @@ def kept_settings(record: TrainingRecord) -> dict[str, Any]:
 
 
 def patients_held_out(description: ModelDescription) -> list[tuple[str, str]]:
-    """(site, patient) of the test patients of a model."""
-    return [(u.name, p) for u in description.data if u.split == "test" for p in u.patients]
+    """(site, patient) of those whom a model was not trained on: its test and validation."""
+    return [(u.name, p) for u in description.data if u.split != "training" for p in u.patients]
 
 
-def seen_before(description: ModelDescription, uses: Iterable[tuple[str, str]]) -> list[str]:
-    """A sentence about those of these patients whom the model was trained on or chosen by, and one
-    about those who only have the name of one who was, in another data set.
+def known_to(model: ModelDescription | Parent) -> list[DatasetUse]:
+    """What a model, or one that it comes from, was trained on or chosen by."""
+    if isinstance(model, Parent):
+        return model.data
+    inherited = [use for parent in model.training.parents for use in parent.data]
+    uses = [use for use in [*model.data, *inherited] if use.split != "test"]
+    return [use for n, use in enumerate(uses) if use not in uses[:n]]
+
+
+def parent_of(description: ModelDescription, role: Literal["teacher", "start"]) -> Parent:
+    """A model as the parent of another, with all that it knows."""
+    return Parent(
+        id=description.id, version=description.version, sha256=description.weights.sha256,
+        role=role, data=known_to(description),
+    )  # fmt: skip
+
+
+def seen_before(model: ModelDescription | Parent, uses: Iterable[tuple[str, str]]) -> list[str]:
+    """A sentence about those of these patients whom the model, or one that it comes from, was
+    trained on or chosen by, and one about those who only have the name of one who was, in another
+    data set.
 
     A patient who comes back, e.g. with a corrected mask, comes from a folder of another name.
 
     Args:
         uses: (site, patient).
     """
-    seen = {
-        (use.name, patient)
-        for use in description.data if use.split != "test" for patient in use.patients
-    }  # fmt: skip
+    seen = {(use.name, patient) for use in known_to(model) for patient in use.patients}
     surely = sorted({patient for site, patient in uses if (site, patient) in seen})
     perhaps = {patient for site, patient in uses} - {*surely}
     namesakes = sorted((patient, site) for site, patient in seen if patient in perhaps)
-    told = (
-        [f"'{description.id}' was trained on the patients {', '.join(surely)}."] if surely else []
-    )
+    who = f"'{model.id}'"
+    if isinstance(model, ModelDescription) and any(p.data for p in model.training.parents):
+        who += ", or a model that it comes from,"
+    told = [f"{who} was trained on the patients {', '.join(surely)}."] if surely else []
     if namesakes:
         names = ", ".join(f"{patient} ({site})" for patient, site in namesakes)
         told.append(
-            f"'{description.id}' was trained on patients of the same name, who may be the same: "
-            f"{names}."
+            f"{who} was trained on patients of the same name, who may be the same: {names}."
         )
     return told
 
 
-def how_unseen(ancestors: Iterable[ModelDescription], case: Case) -> str:
-    """How a case that was kept apart from a training was never seen, or by whom it was."""
-    who = (case.site, case.patient)
-    knew = [
-        f"'{d.id}'"
-        for d in ancestors
-        if any(u.name == who[0] and who[1] in u.patients for u in d.data if u.split != "test")
-    ]
-    if not knew:
-        return "never trained on"
-    return (
-        f"never trained on here, but {' and '.join(knew)}, from which it comes, was trained on it: "
-        "it flatters"
+def inherited(parents: Iterable[Parent], case: Case) -> str:
+    """Which of the models that another comes from knew a case that was kept apart; "" for none."""
+    knew = dict.fromkeys(
+        f"'{parent.id}'"
+        for parent in parents
+        if any(use.name == case.site and case.patient in use.patients for use in parent.data)
     )
+    if not knew:
+        return ""
+    return f"{' and '.join(knew)}, from which it comes, was trained on it: it flatters"
+
+
+def how_unseen(parents: Iterable[Parent], case: Case) -> str:
+    """How a test case was never seen, or by whom it was."""
+    known = inherited(parents, case)
+    return f"never trained on here, but {known}" if known else "never trained on"
 
 
 def data_use(data: Dataset, split: Split) -> list[DatasetUse]:

@@ -15,8 +15,11 @@ from medsegcore.evaluation.evaluate import card_metrics, evaluate_model
 from medsegcore.inference.predictor import Predictor
 from medsegcore.models import ModelFolder, Timing
 from medsegcore.training.datasets import Case
-from medsegcore.training.provenance import how_unseen
+from medsegcore.training.provenance import how_unseen, inherited
 from medsegcore.training.trainer import TrainingRun, device_name
+
+CHOSEN_BY = "not trained on, but the weights were chosen by these cases"
+FITTED = "trained on: says how well the model fits, not how well it works"
 
 
 def measure(
@@ -32,17 +35,16 @@ def measure(
     """
     predictor = Predictor(run.folder, device)
     baseline = run.folder.description.reference
-    unseen: dict[str, list[Case]] = {}
+    parents = run.folder.description.training.parents
+    by_use: dict[str, list[Case]] = {}
     for case in run.test:
-        unseen.setdefault(how_unseen(run.ancestors, case), []).append(case)
-    uses = [
-        (case_files(run.folder, cases), how)
-        for how, cases in (
-            *unseen.items(),
-            ("not trained on, but the weights were chosen by these cases", run.validation),
-            ("trained on: says how well the model fits, not how well it works", run.training),
-        )
-    ]
+        by_use.setdefault(how_unseen(parents, case), []).append(case)
+    for case in run.validation:
+        known = inherited(parents, case)
+        how = f"{CHOSEN_BY}, and {known}" if known else CHOSEN_BY
+        by_use.setdefault(how, []).append(case)
+    by_use[FITTED] = run.training
+    uses = [(case_files(run.folder, cases), how) for how, cases in by_use.items()]
     total = sum(len(files) for files, _ in uses) + 1
     before, started = 0, time.monotonic()
 

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from medsegcore.errors import OutputError, SettingError, is_out_of_memory
-from medsegcore.models import ModelDescription, ModelFolder, TrainingRecord
+from medsegcore.models import ModelFolder, TrainingRecord
 from medsegcore.training.budget import Budget, BudgetedLearningRate
 from medsegcore.training.checkpoints import WholeCheckpoints, read_checkpoint
 from medsegcore.training.datasets import Case, Dataset
@@ -63,7 +63,6 @@ class TrainingRun:
         last_loss: mean of the last 50 steps; not a number where no step was left to do.
         best_dice: of the validation; None without one, or where no step was left to do.
         notes: a sentence for each setting that the data and the machine decided.
-        ancestors: models that it started from or was taught by.
     """
 
     folder: ModelFolder
@@ -73,7 +72,6 @@ class TrainingRun:
     last_loss: float
     best_dice: float | None
     notes: list[str]
-    ancestors: list[ModelDescription]
 
 
 class _Report(Callback):
@@ -172,8 +170,7 @@ def train_setup(
             if rank_zero_only.rank:  # type: ignore[attr-defined]
                 return None
             # It was stopped while it was measured.
-            ancestors = setup.recipe.ancestors
-            return TrainingRun(made, *setup.split, math.nan, None, setup.notes, ancestors)
+            return TrainingRun(made, *setup.split, math.nan, None, setup.notes)
     if not plan.resume and not rank_zero_only.rank:  # type: ignore[attr-defined]
         write_run(out, asked, setup, plan)
     budget = Budget(plan.minutes, plan.steps)
@@ -204,9 +201,8 @@ def train_setup(
         module.load_state_dict(best["state_dict"])
     folder = _export(setup, plan, out, module, budget, trainer)
     return TrainingRun(
-        folder, *setup.split, report.loss, None if best is None else _best_dice(best),
-        setup.notes, setup.recipe.ancestors,
-    )  # fmt: skip
+        folder, *setup.split, report.loss, None if best is None else _best_dice(best), setup.notes
+    )
 
 
 def _has_spent(record: TrainingRecord, plan: Plan) -> bool:
@@ -406,8 +402,8 @@ def _export(
     description = setup.recipe.finished(description)
     known = [
         f"{told} Their figures flatter."
-        for ancestor in setup.recipe.ancestors
-        for told in seen_before(ancestor, held_out)
+        for parent in description.training.parents
+        for told in seen_before(parent, held_out)
     ]
     limits = list(dict.fromkeys([*description.limits, *known]))
     description = description.model_copy(update={"limits": limits})

@@ -206,11 +206,6 @@ class Recipe(ABC):
         """Networks that run beside the one that is trained, and do not learn."""
         return []
 
-    @property
-    def ancestors(self) -> "list[ModelDescription]":
-        """Models whose weights or answers this training starts from, with what they knew."""
-        return []
-
     @abstractmethod
     def objective(self, network: nn.Module, facts: DataFacts) -> Objective:
         """What is trained."""

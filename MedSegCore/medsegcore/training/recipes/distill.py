@@ -39,12 +39,11 @@ from medsegcore.models import (
     ModelDescription,
     ModelFolder,
     NetworkSpec,
-    Parent,
     TrainingRecord,
 )
 from medsegcore.networks import create_network, takes_modality
 from medsegcore.training.distillation import Distillation, TapPair
-from medsegcore.training.provenance import joined_terms, kept_settings
+from medsegcore.training.provenance import joined_terms, kept_settings, parent_of
 from medsegcore.training.recipes.base import (
     NO_WEIGHTS,
     Batch,
@@ -201,11 +200,11 @@ class DistillRecipe(Recipe):
             batch_size=self.batch_size or base.batch_size, modalities=keys,
             teacher_recipe={"recipe": record.recipe, "settings": kept_settings(record)},
         )  # fmt: skip
-        if student.dimensions == 2 and not taught.grid.flat:
+        if student.dimensions == 2 and self._sees_patches(taught):
             assert filled.patch is not None
             reasons.append(
-                f"The teacher works in 3D, '{self.architecture}' in 2D: it sees the "
-                f"{filled.patch[0]} slices of each patch one by one."
+                f"The patches are in 3D, '{self.architecture}' works in 2D: it sees the "
+                f"{filled.patch[0]} slices of each one by one."
             )
         if keys and not takes_modality(student):
             reasons.append(
@@ -220,6 +219,14 @@ class DistillRecipe(Recipe):
         names = (folders[0].description.network.name, self.architecture)
         return next((f"'{n}' has no one deepest stage" for n in names if n not in DEEPEST), "")
 
+    def _sees_patches(self, taught: ModelDescription) -> bool:
+        """Whether a step has slices of 3D patches, as 2D students of 3D teachers pass them on."""
+        from medsegcore.training.recipes import recipe_of
+
+        record = taught.training
+        patch = self.patch or recipe_of(record.recipe, record.settings).patch
+        return not taught.grid.flat or (patch is not None and patch[0] > 1)
+
     def network_spec(self, taught: ModelDescription) -> NetworkSpec:
         """The student's name and config.
 
@@ -233,7 +240,7 @@ class DistillRecipe(Recipe):
             "in_channels": taught.channels,
             "out_channels": max(label.value for label in taught.labels) + 1,
         }
-        if not taught.grid.flat:
+        if self._sees_patches(taught):
             config = {**OF_SLICES.get(self.architecture, {}), **config}
         if self.architecture == "unet":
             width: Any = taught.network.config.get("width", 16)
@@ -310,10 +317,6 @@ class DistillRecipe(Recipe):
     def beside(self) -> list[NetworkSpec]:
         return [f.description.network for f in self._folders()] if self.teachers else []
 
-    @property
-    def ancestors(self) -> list[ModelDescription]:
-        return [folder.description for folder in self._folders()] if self.teachers else []
-
     def transforms(self, description: ModelDescription) -> Compose:
         return self._base().transforms(description)
 
@@ -331,11 +334,8 @@ class DistillRecipe(Recipe):
 
     def finished(self, description: ModelDescription) -> ModelDescription:
         """With the teachers as parents, and no more rights than they give."""
-        taught = self.ancestors
-        parents = [
-            Parent(id=d.id, version=d.version, sha256=d.weights.sha256, role="teacher")
-            for d in taught
-        ]
+        taught = [folder.description for folder in self._folders()]
+        parents = [parent_of(description, "teacher") for description in taught]
         record = description.training
         settings = {**kept_settings(record), "chosen": record.settings["chosen"]}
         terms = joined_terms([*(d.weights for d in taught), description.weights])

@@ -38,7 +38,6 @@ from medsegcore.models import (
     ModelDescription,
     ModelFolder,
     NetworkSpec,
-    Parent,
     TrainingRecord,
 )
 from medsegcore.networks import create_network
@@ -49,7 +48,7 @@ from medsegcore.training.augmentation import (
     narrow_view,
     scanner_transforms,
 )
-from medsegcore.training.provenance import joined_terms, kept_settings
+from medsegcore.training.provenance import joined_terms, kept_settings, parent_of
 from medsegcore.training.recipes.base import Batch, DataFacts, Objective, Recipe, Supervised
 from medsegcore.training.recipes.known import (
     classes_of,
@@ -240,12 +239,11 @@ class EdgeAttentionRecipe(EdgeAttentionPretrainingRecipe):
         chosen = {k: v for k, v in record.settings.items() if k == "chosen"}
         update: dict[str, Any] = {"settings": {**kept_settings(record), **chosen}}
         limits = []
-        if self.ancestors:
-            update["parents"] = [
-                Parent(id=d.id, version=d.version, sha256=d.weights.sha256, role="start")
-                for d in self.ancestors
-            ]
-            terms = joined_terms([*(d.weights for d in self.ancestors), weights])
+        folder = Path(self.pretrained).parent
+        if (folder / "model.json").is_file():
+            encoder = ModelFolder.read(folder).description
+            update["parents"] = [parent_of(encoder, "start")]
+            terms = joined_terms([encoder.weights, weights])
         else:
             terms = {"license": "not stated", "commercial_use": False}
             name = Path(self.pretrained).name
@@ -257,12 +255,6 @@ class EdgeAttentionRecipe(EdgeAttentionPretrainingRecipe):
                 "limits": [*description.limits, *limits],
             }
         )
-
-    @property
-    def ancestors(self) -> list[ModelDescription]:
-        folder = Path(self.pretrained).parent
-        known = bool(self.pretrained) and (folder / "model.json").is_file()
-        return [ModelFolder.read(folder).description] if known else []
 
     def objective(self, network: nn.Module, facts: DataFacts) -> EdgeAttentionObjective:
         weights = self.edge_weights if self.edges != "none" else ()
