@@ -419,15 +419,20 @@ class ResultsPart:
             picture.stop()
 
     def _saveCase(self) -> None:
-        caption = _("Choose the folder of the training cases")
-        last = slicer.util.settingsValue(FOLDER_SETTING, "")
-        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), caption, last)
-        if not folder or self._segments is None:
+        if self._segments is None:
+            slicer.util.errorDisplay(_("No result is ready yet: wait until its lesions are listed."))
             return
+        # Before the dialog: while it is open, another result may come to be shown.
         try:
             case = TrainingCase(self._segments)
         except MedSegError as error:
             slicer.util.errorDisplay(str(error))
+            return
+        caption = _("Choose the folder of the training cases")
+        last = slicer.util.settingsValue(FOLDER_SETTING, "")
+        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), caption, last)
+        # The panel may be gone by now.
+        if not folder or not self._signals:
             return
         self._answer(_("Saving the training case..."))
         # It goes on when another result is shown: it holds all that it needs.
