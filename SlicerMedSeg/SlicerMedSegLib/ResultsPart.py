@@ -420,7 +420,9 @@ class ResultsPart:
 
     def _saveCase(self) -> None:
         if self._segments is None:
-            slicer.util.errorDisplay(_("No result is ready yet: wait until its lesions are listed."))
+            slicer.util.errorDisplay(
+                _("No result is ready yet: wait until its lesions are listed.")
+            )
             return
         # Before the dialog: while it is open, another result may come to be shown.
         try:

@@ -22,13 +22,15 @@ from .InputFrames import framesOf, imageOfFrame
 from .Lattice import AxisMap, isEmpty
 from .Lattice import voxels as imageVoxels
 from .NodeNames import INPUTS, RUN, TRAINING_RUN, TRAINING_SUBJECT
-from .ResultToScene import ResultNodes, findRuns, inputFrames, inputNodes
+from .ResultToScene import ResultNodes, findRuns, inputFrames, inputNodes, inputPlaces
 from .RunSegments import RunSegments
 from .SceneConversion import localAffine
 from .Steps import Steps, copyInSteps, runToEnd
 from .Translation import _
 
 _BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+# More than the rounding of a scene's file.
+MOVED_VOXELS = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class TrainingCase:
         MissingInputError: an input, the segment of a label or the provenance is gone.
         SegmentsError: a segment is none of the model's, or two overlap.
         EditedSegmentError: a segment has another geometry.
-        GeometryError: the reference was moved away from the segmentation.
+        GeometryError: the reference was moved away from the segmentation, or an input from it.
         ModelError: the model is not there, or not the one that answered.
     """
 
@@ -79,6 +81,7 @@ class TrainingCase:
         self.labels, counts = _labelsOf(segments, self.description)
         self._axes = _axesBetween(segments.worldGrid, self.images[key].grid)
         self._grid = self.images[key].grid
+        _checkPlaces(self.images, inputPlaces(self.segmentation), self._grid, self.description)
         self.volumes = {n: c * self._grid.voxel_volume_ml for n, c in counts.items()}
         self._answer = next(iter(nodes.get("answer", [])), None)
         self.origin = CaseOrigin(
@@ -280,6 +283,29 @@ def _axesBetween(grid: Grid, reference: Grid) -> AxisMap:
         _("The reference volume does not lie on the segmentation's grid any more."),
         _("Put both under the same transform, or run the model again."),
     )
+
+
+def _checkPlaces(
+    images: Mapping[str, Image],
+    places: Mapping[str, np.ndarray],
+    reference: Grid,
+    description: ModelDescription,
+) -> None:
+    """Every image stands to the reference as it did when the model saw them together."""
+    for key, image in images.items():
+        if key not in places:
+            # Of a scene that was saved before this was noted.
+            continue
+        k, j, i = (n - 1 for n in image.shape)
+        corners = np.array([(x, y, z, 1) for x in (0, i) for y in (0, j) for z in (0, k)])
+        moved = (image.affine - reference.affine @ places[key]) @ corners.T
+        if np.linalg.norm(moved[:3], axis=0).max() > MOVED_VOXELS * min(image.grid.spacing):
+            raise GeometryError(
+                _("'{title}' has moved against the reference since the run.").format(
+                    title=description.input(key).title
+                ),
+                _("Move it back, or run the model again."),
+            )
 
 
 def _extent(array: np.ndarray) -> tuple[int, ...]:
