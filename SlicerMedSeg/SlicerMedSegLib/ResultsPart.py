@@ -260,9 +260,14 @@ class ResultsPart:
         if self.scene.IsClosing() or not self._runs:
             return
         nodes = findRuns(self.scene)
+        # Where two results have one name, the other one is shown when this one goes.
         whole = self.run is None or (
             nodes.get(self.run, {}).get("segmentation")
             and nodes.get(self.run, {}).get("probability")
+            and (
+                self._segments is None
+                or self._segments.segmentation in nodes[self.run]["segmentation"]
+            )
         )
         if whole and list(nodes) == self._runs:
             return

@@ -12,7 +12,13 @@ import slicer
 
 import medsegcore
 from medsegcore.corrections import CorrectedCase, SavedCase, saving_case
-from medsegcore.errors import GeometryError, MissingInputError, OtherModelError, SegmentsError
+from medsegcore.errors import (
+    GeometryError,
+    MissingInputError,
+    OtherModelError,
+    SegmentsError,
+    SettingError,
+)
 from medsegcore.imaging import Grid, Image
 from medsegcore.imaging.resample import reoriented_view
 from medsegcore.models import ModelDescription, ModelStore
@@ -58,8 +64,10 @@ class TrainingCase:
         model: id or folder of the model that answered; as the run's provenance has it when None.
 
     Raises:
-        MissingInputError: an input, the segment of a label or the provenance is gone.
-        SegmentsError: a segment is none of the model's, or two overlap.
+        MissingInputError: an input, the segment of a label, the segmentation or the provenance is
+            gone.
+        SegmentsError: a segment is none of the model's, or two overlap, or the scene has two
+            results of that name.
         EditedSegmentError: a segment has another geometry.
         GeometryError: the reference was moved away from the segmentation, or an input from it.
         ModelError: the model is not there, or not the one that answered.
@@ -68,6 +76,7 @@ class TrainingCase:
     def __init__(self, segments: RunSegments, model: str | None = None) -> None:
         self.segmentation = segments.segmentation
         nodes = findRuns(segments.scene).get(segments.run, {})
+        _checkOne(nodes, segments)
         told = _provenanceOf(nodes.get("provenance", []), segments.run)
         first = told["model"]
         self.description = ModelStore().find(first["id"] if model is None else model).description
@@ -157,19 +166,43 @@ def saveTrainingCase(
     """Save a run of the scene at once, for scripts.
 
     Args:
-        run: its nodes, or as `findRuns` names it.
+        run: its nodes, one of the list when each frame was segmented, or as `findRuns` names it.
         model: as for `TrainingCase`.
 
     Raises:
         MedSegError: see `TrainingCase` and its `saving`; the folder is untouched.
     """
+    if isinstance(run, list):
+        raise SettingError(
+            _("{count} results were given, one for each frame.").format(count=len(run)),
+            _("Save them one by one."),
+        )
     name = run if isinstance(run, str) else run.segmentation.GetAttribute(RUN)
     segments = RunSegments(scene, name)
     try:
+        if not isinstance(run, str):
+            # Never that of another result which took the name of one that is gone.
+            segments.segmentation = run.segmentation
         case = TrainingCase(segments, model)
     finally:
         segments.close()
     return runToEnd(case.saving(folder))
+
+
+def _checkOne(nodes: Mapping[str, list], segments: RunSegments) -> None:
+    """The run's nodes are of one run: which of two masks belongs to which answer is not known."""
+    if any(len(nodes.get(role, [])) > 1 for role in ("segmentation", "answer", "provenance")):
+        raise SegmentsError(
+            _("The scene has two results called '{run}', or a copy of a part of one.").format(
+                run=segments.run
+            ),
+            _("Delete the one that is not to be saved with its folder, or the copied node."),
+        )
+    if segments.segmentation not in nodes.get("segmentation", []):
+        raise MissingInputError(
+            _("The segmentation of '{run}' is not in the scene any more.").format(run=segments.run),
+            _("Choose a result that is there, or run the model again."),
+        )
 
 
 def _provenanceOf(nodes: list, run: str) -> dict[str, Any]:

@@ -489,6 +489,31 @@ def test_the_result_that_was_shown_at_the_click_is_saved(
     settle(host)
 
 
+def test_of_two_results_of_one_name_the_one_that_is_left_is_saved(
+    host, told, panel, nodes, flair, tmp_path
+):
+    import slicer
+
+    from medsegcore.imaging import read_image
+
+    copy = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "copy")
+    copy.CopyContent(nodes.segmentation)
+    for name in nodes.segmentation.GetAttributeNames():
+        copy.SetAttribute(name, nodes.segmentation.GetAttribute(name))
+    for key, node in told.items():
+        copy.SetNodeReferenceID(f"MedSeg.Input.{key}", node.GetID())
+    host.dialogs.expect("two results called 'run'", "OK")
+    host.click(panel.resultsUi.saveCaseButton)
+    nodes.segmentation = copy
+    paint(nodes, flair, 60)
+    kept = voxels(nodes, flair)
+    slicer.mrmlScene.RemoveNode(panel.results._segments.segmentation)
+    settle(host)
+    saveCase(host, panel, tmp_path)
+    settle(host)
+    assert (read_image(tmp_path / "labelsTr" / "case_001.nii.gz").array > 0).sum() == kept
+
+
 def test_saving_a_case_goes_on_when_the_scene_closes_and_ends_with_the_panel(
     host, told, panel, nodes, flair, tmp_path
 ):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import slicer
 
-from medsegcore.errors import GeometryError
+from medsegcore.errors import GeometryError, MissingInputError, SegmentsError, SettingError
 from SlicerMedSegLib.EmbeddedCore import EmbeddedCore
 from SlicerMedSegLib.NodeNames import INPUT_PLACES
 from SlicerMedSegLib.ResultToScene import addResultToScene, inputNodes, rememberInputs
@@ -69,3 +69,31 @@ def test_what_moved_together_or_never_said_where_it_stood_is_saved(core, nodes, 
     nodes.segmentation.RemoveAttribute(INPUT_PLACES)
     there["t1"].SetAndObserveTransformNodeID(None)
     assert save(core, tmp_path / "cases").replaced
+
+
+def test_two_results_of_one_name_are_told_and_never_mixed(core, nodes, tmp_path):
+    folder = tmp_path / "cases"
+    saved = save(core, folder, nodes)
+    # As the import of a second scene adds a result of the same name.
+    copies = []
+    for node in (nodes.segmentation, nodes.answer, nodes.provenance):
+        copy = core.scene.AddNewNodeByClass(node.GetClassName(), node.GetName())
+        copy.CopyContent(node)
+        for name in node.GetAttributeNames():
+            copy.SetAttribute(name, node.GetAttribute(name))
+        copies.append(copy)
+        with pytest.raises(SegmentsError, match="two results called 'run', or a copy of a part"):
+            save(core, folder, nodes)
+        core.scene.RemoveNode(copy)
+    assert save(core, folder, nodes).case == saved.case
+    # The copy of a segmentation, which is left alone in the scene, is not what `segment` returned.
+    core.scene.AddNode(copies[0])
+    core.scene.RemoveNode(nodes.segmentation)
+    with pytest.raises(MissingInputError, match="is not in the scene any more"):
+        save(core, folder, nodes)
+
+
+def test_the_results_of_all_frames_are_saved_one_by_one(core, nodes, tmp_path):
+    with pytest.raises(SettingError, match="2 results were given, one for each frame"):
+        save(core, tmp_path / "cases", [nodes, nodes])
+    assert not (tmp_path / "cases").exists()
