@@ -110,7 +110,7 @@ class TrainingCase:
             DatasetError: the folder holds something else; nothing is written.
             OutputError: it cannot be written.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         images = {}
         for key, image in self.images.items():
             # Writing takes seconds, in which the user may go on to another frame.
@@ -123,7 +123,8 @@ class TrainingCase:
         case = CorrectedCase(images, Image(onGrid, self._grid.affine), origin)
         saved = yield from saving_case(case, self.description, folder)
         self.segmentation.SetAttribute(TRAINING_RUN, origin.run)
-        self._subjectNode.SetAttribute(TRAINING_SUBJECT, origin.subject)
+        if not self._subjectNode.GetAttribute(TRAINING_SUBJECT):
+            self._subjectNode.SetAttribute(TRAINING_SUBJECT, saved.subject)
         return SavedTrainingCase(saved.id, folder, saved.replaced, self._message(saved, folder))
 
     def _changed(self) -> Steps[bool | None]:
