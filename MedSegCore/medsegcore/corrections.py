@@ -98,7 +98,13 @@ def saving_case(
         raise OutputError(f"There is no folder '{folder.parent}'.", "Create it first.")
     new = not folder.exists()
     try:
-        _content(folder, description)
+        try:
+            _content(folder, description)
+        except DatasetError:
+            # Another process may have moved its files there and not yet written what they are;
+            # under the lock it is looked at again in any case.
+            if not (folder / LOCK).exists():
+                _content(folder, description)
         folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
             made = Path(temporary)
@@ -198,7 +204,11 @@ def _with_kin(
 
 
 def _same_bytes(one: Path, other: Path) -> Generator[None, None, bool]:
-    if one.stat().st_size != other.stat().st_size:
+    try:
+        if one.stat().st_size != other.stat().st_size:
+            return False
+    except FileNotFoundError:
+        # Another process puts a new one there.
         return False
     with one.open("rb") as left, other.open("rb") as right:
         while block := left.read(COMPARED_BYTES):

@@ -88,9 +88,10 @@ from medsegcore import corrections
 from medsegcore.models import ModelStore
 model = ModelStore().find("ms-lesion-rsanet").description
 folder, who = Path(sys.argv[1]), int(sys.argv[2])
-move = corrections._move
-# Between the choice of a number and the files of that number: time for the others.
-corrections._move = lambda *given: (time.sleep(0.03), move(*given))
+# Between the choice of a number and its files, and between these and dataset.json: time for others.
+move, write = corrections._move, corrections.write_file
+corrections._move = lambda *given: (time.sleep(0.02), move(*given))
+corrections.write_file = lambda *given: (time.sleep(0.02), write(*given))
 for n in range(6):
     for _ in t.saving_case(t.case_of(100 * who + n, f"{who} {n}", f"{who} {n}"), model, folder):
         pass
