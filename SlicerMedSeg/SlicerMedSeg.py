@@ -439,7 +439,8 @@ class SlicerMedSegLogic(ScriptedLoadableModuleLogic):
         of its case.
 
         Args:
-            run: what `segment` returned, or the name of the result's folder in the scene.
+            run: what `segment` returned (one of the list, if it was one), or the name of the
+                result's folder in the scene.
             folder: of the data set, for `medseg fine-tune --cases`; made if it is not there.
             model: folder of the model that answered, if it is not among the installed ones.
 

@@ -8,9 +8,10 @@ import contextlib
 import os
 import re
 import tempfile
+import time
 import uuid
-from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ from medsegcore.rawdata import (
 
 CASE = re.compile(r"case_(\d+)(?:_\d{4})?(?:\.nii\.gz)?")
 IMAGE = re.compile(rf"([^.].*)_\d{{4}}{re.escape(ENDING)}")
+LOCK = ".saving.lock"
+# Writing dataset.json and renaming takes far less than the first, in which what is left of a
+# process that died is nobody's any more; the second is how long another one is waited for.
+LOCK_SECONDS, WAIT_SECONDS, TRY_SECONDS = 60.0, 10.0, 0.01
+COMPARED_BYTES = 1 << 20
+MASKS = "The masks are answers of {models} that a reader could correct in 3D Slicer; "
+MASKS += "{changed} of {count} were changed."
+MASKS_TEXT = re.compile(MASKS.replace(".", r"\.").format(models=".*", changed=r"\d+", count=r"\d+"))
 CHOOSE = "Choose an empty folder, or one with saved cases of this model."
 
 
@@ -60,11 +69,13 @@ class SavedCase:
 
     Attributes:
         id: of the case in the data set.
-        replaced: whether the same run was saved there before.
+        replaced: whether it took the place of what was saved of the same run before.
+        subject: as `CaseOrigin`; that of a case with the same image, if there is one.
     """
 
     id: str
     replaced: bool
+    subject: str
 
 
 def saving_case(
@@ -82,10 +93,18 @@ def saving_case(
         DatasetError: the folder holds something else; nothing is written.
         GeometryError, OutputError: it cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    if not folder.parent.is_dir():
+        raise OutputError(f"There is no folder '{folder.parent}'.", "Create it first.")
     new = not folder.exists()
     try:
-        _content(folder, description)
+        try:
+            _content(folder, description)
+        except DatasetError:
+            # Another process may have moved its files there and not yet written what they are;
+            # under the lock it is looked at again in any case.
+            if not (folder / LOCK).exists():
+                _content(folder, description)
         folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
             made = Path(temporary)
@@ -93,7 +112,12 @@ def saving_case(
                 if spec.key in case.images:
                     yield from writing_nifti(case.images[spec.key], made / image_name(IMAGES, n))
             yield from writing_nifti(case.label, made / label_name(LABELS))
-            return _take_in(made, case, description, folder)
+            case = replace(case, origin=(yield from _with_kin(made, case, description, folder)))
+            yield from _lock(folder, made)
+            try:
+                return _take_in(made, case, description, folder)
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"'{folder}' cannot be written: {error.strerror}.",
@@ -152,6 +176,76 @@ def _listed(labels: Mapping[str, Any]) -> str:
     return ", ".join(f"{value} {name}" for name, value in labels.items())
 
 
+def _with_kin(
+    made: Path, case: CorrectedCase, description: ModelDescription, folder: Path
+) -> Generator[None, None, CaseOrigin]:
+    """The case's origin, with the subject of another case that has one of its images.
+
+    The same images, loaded anew, are still of the same patient.
+    """
+    origin, file = case.origin, folder / DATASET_FILE
+    cases = read_json(file)["medseg"]["cases"] if file.is_file() else {}
+    subjects = {n: other["subject"] for n, other in cases.items() if other["run"] != origin.run}
+    if origin.subject in subjects.values():
+        return origin
+    own = [
+        (made / image_name(IMAGES, n), case.images[spec.key])
+        for n, spec in enumerate(description.inputs) if spec.key in case.images
+    ]  # fmt: skip
+    for path in sorted((folder / IMAGES).glob(f"*{ENDING}")):
+        match = IMAGE.fullmatch(path.name)
+        if match is None or match[1] not in subjects:
+            continue
+        for written, image in own:
+            # Images of nothing are equal, whoever's they are.
+            if (yield from _same_bytes(written, path)) and image.array.min() != image.array.max():
+                return origin.model_copy(update={"subject": subjects[match[1]]})
+    return origin
+
+
+def _same_bytes(one: Path, other: Path) -> Generator[None, None, bool]:
+    try:
+        if one.stat().st_size != other.stat().st_size:
+            return False
+    except FileNotFoundError:
+        # Another process puts a new one there.
+        return False
+    with one.open("rb") as left, other.open("rb") as right:
+        while block := left.read(COMPARED_BYTES):
+            if block != right.read(COMPARED_BYTES):
+                return False
+            yield
+    return True
+
+
+def _lock(folder: Path, made: Path) -> Iterator[None]:
+    """Wait until no other process numbers and moves its files in the folder, and keep them out.
+
+    Raises:
+        OutputError: another one does not come to its end.
+    """
+    lock, until = folder / LOCK, time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            return
+        except FileExistsError:
+            pass
+        # By the clock of the disk, which may be another computer's.
+        clock = made / "clock"
+        clock.write_bytes(b"")
+        with contextlib.suppress(FileNotFoundError):
+            if clock.stat().st_mtime - lock.stat().st_mtime > LOCK_SECONDS:
+                lock.unlink()
+        if time.monotonic() > until:
+            raise OutputError(
+                f"Another case is being saved into '{folder.name}' all the time.",
+                "Try again in a minute.",
+            )
+        time.sleep(TRY_SECONDS)
+        yield
+
+
 def _take_in(
     made: Path, case: CorrectedCase, description: ModelDescription, folder: Path
 ) -> SavedCase:
@@ -170,10 +264,11 @@ def _take_in(
     old = [folder / IMAGES / image_name(name, n) for n in range(len(keys))]
     old.append(folder / LABELS / label_name(name))
     aside = [(path, made / f"old-{n}") for n, path in enumerate(old) if path.exists()]
-    _enter(content, name, case, [key for key in keys if key not in case.images])
-    content["numTraining"] = len({*_cases(folder), name})
+    there = {*_cases(folder), name}
+    _enter(content, name, case, [key for key in keys if key not in case.images], there)
+    content["numTraining"] = len(there)
     _move([*aside, *new], folder, json_text(content))
-    return SavedCase(name, bool(same))
+    return SavedCase(name, bool(aside), case.origin.subject)
 
 
 def _fresh(description: ModelDescription) -> dict[str, Any]:
@@ -195,20 +290,38 @@ def _fresh(description: ModelDescription) -> dict[str, Any]:
     return raw_content(name, title, channels, labels, 0, part)
 
 
-def _enter(content: dict[str, Any], name: str, case: CorrectedCase, missing: Iterable[str]) -> None:
-    """A case into the content; what was written there by hand stays."""
+def _enter(
+    content: dict[str, Any],
+    name: str,
+    case: CorrectedCase,
+    missing: Iterable[str],
+    there: Collection[str],
+) -> None:
+    """A case into the content; what was written there by hand stays.
+
+    Args:
+        missing: keys of the images that it lacks.
+        there: the cases that have files, this one included.
+    """
     part = content["medseg"]
     cases = part["cases"]
     patients, sites = part.setdefault("patients", {}), part.setdefault("sites", {})
     subject = case.origin.subject
     kin = [other for other, origin in cases.items() if origin["subject"] == subject]
-    patients.setdefault(name, patients.get(kin[0], kin[0]) if kin else name)
+    patients.setdefault(
+        name, patients.get(kin[0], kin[0]) if kin else _patient(name, content.get("name") or "")
+    )
     sites.setdefault(name, content.get("name") or name)
-    told = _masks(cases.values())
     cases[name] = case.origin.model_dump()
-    if part.get("masks", "") in ("", told):
-        part["masks"] = _masks(cases.values())
+    if not part.get("masks") or MASKS_TEXT.fullmatch(part["masks"]):
+        part["masks"] = _masks(origin for other, origin in cases.items() if other in there)
     part["optional"] = list(dict.fromkeys([*part.get("optional", []), *missing]))
+
+
+def _patient(case: str, data: str) -> str:
+    """Of nobody known: unlike those of other folders, whose cases have the same names."""
+    end = re.sub(r"\W", "", data)[-8:]
+    return f"{case}-{end}" if end else case
 
 
 def _masks(cases: Iterable[Mapping[str, Any]]) -> str:
@@ -216,10 +329,7 @@ def _masks(cases: Iterable[Mapping[str, Any]]) -> str:
     origins = list(cases)
     models = dict.fromkeys(f"{m['id']} {m['version']}" for o in origins for m in o["models"])
     changed = sum(origin["changed"] is True for origin in origins)
-    return (
-        f"The masks are answers of {', '.join(models)} that a reader could correct in 3D Slicer; "
-        f"{changed} of {len(origins)} were changed."
-    )
+    return MASKS.format(models=", ".join(models), changed=changed, count=len(origins))
 
 
 def _cases(folder: Path) -> set[str]:

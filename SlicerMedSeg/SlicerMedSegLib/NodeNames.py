@@ -7,6 +7,7 @@ KEY = "MedSeg.Key"
 CHECKSUM = "MedSeg.Sha256"
 INPUTS = "MedSeg.Input"
 INPUT_FRAMES = "MedSeg.InputFrames"
+INPUT_PLACES = "MedSeg.InputPlaces"
 TITLE = "MedSeg.Title"
 KIND = "MedSeg.Kind"
 # What the values of a map are; see MapUnits.

@@ -20,7 +20,18 @@ from .Colors import CLEAR_BELOW, labelColorNode, labelColors, overlayColorNode
 from .CorrelationStore import correlationSteps
 from .Lattice import boundingBox
 from .MapUnits import PROBABILITY, highestOf, setUnit
-from .NodeNames import AXIS, CHECKSUM, INPUT_FRAMES, INPUTS, KEY, KIND, ROLE, RUN, TITLE
+from .NodeNames import (
+    AXIS,
+    CHECKSUM,
+    INPUT_FRAMES,
+    INPUT_PLACES,
+    INPUTS,
+    KEY,
+    KIND,
+    ROLE,
+    RUN,
+    TITLE,
+)
 from .Resampling import resampling
 from .SceneConversion import localAffine, orientedImage, parentToWorld, rememberPlace
 from .SegmentRule import maskChecksum
@@ -393,16 +404,22 @@ def checksum(labelmap: np.ndarray) -> str:
 
 
 def rememberInputs(
-    segmentation, inputs: Mapping[str, Any], frames: Mapping[str, int] | None = None
+    segmentation,
+    inputs: Mapping[str, Any],
+    frames: Mapping[str, int] | None = None,
+    places: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Note which volumes a segmentation was made from; the scene's file keeps it.
 
     Args:
         inputs: {input key: node}.
         frames: {input key: frame that was segmented, from 0} of the 4-D ones.
+        places: {input key: 4x4 from its voxels to the reference's, as the model saw them}.
     """
     segmentation.SetAttribute(INPUTS, " ".join(inputs))
     segmentation.SetAttribute(INPUT_FRAMES, json.dumps(dict(frames or {})))
+    told = {key: place.tolist() for key, place in (places or {}).items()}
+    segmentation.SetAttribute(INPUT_PLACES, json.dumps(told))
     for key, node in inputs.items():
         segmentation.SetNodeReferenceID(f"{INPUTS}.{key}", node.GetID())
 
@@ -417,6 +434,12 @@ def inputNodes(segmentation) -> dict:
 def inputFrames(segmentation) -> dict[str, int]:
     """{input key: frame from 0} that `rememberInputs` noted."""
     return json.loads(segmentation.GetAttribute(INPUT_FRAMES) or "{}")
+
+
+def inputPlaces(segmentation) -> dict[str, np.ndarray]:
+    """{input key: 4x4 from its voxels to the reference's} that `rememberInputs` noted."""
+    told = json.loads(segmentation.GetAttribute(INPUT_PLACES) or "{}")
+    return {key: np.array(place) for key, place in told.items()}
 
 
 def findRuns(scene) -> dict[str, dict[str, list]]:

@@ -260,9 +260,14 @@ class ResultsPart:
         if self.scene.IsClosing() or not self._runs:
             return
         nodes = findRuns(self.scene)
+        # Where two results have one name, the other one is shown when this one goes.
         whole = self.run is None or (
             nodes.get(self.run, {}).get("segmentation")
             and nodes.get(self.run, {}).get("probability")
+            and (
+                self._segments is None
+                or self._segments.segmentation in nodes[self.run]["segmentation"]
+            )
         )
         if whole and list(nodes) == self._runs:
             return
@@ -419,15 +424,22 @@ class ResultsPart:
             picture.stop()
 
     def _saveCase(self) -> None:
-        caption = _("Choose the folder of the training cases")
-        last = slicer.util.settingsValue(FOLDER_SETTING, "")
-        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), caption, last)
-        if not folder or self._segments is None:
+        if self._segments is None:
+            slicer.util.errorDisplay(
+                _("No result is ready yet: wait until its lesions are listed.")
+            )
             return
+        # Before the dialog: while it is open, another result may come to be shown.
         try:
             case = TrainingCase(self._segments)
         except MedSegError as error:
             slicer.util.errorDisplay(str(error))
+            return
+        caption = _("Choose the folder of the training cases")
+        last = slicer.util.settingsValue(FOLDER_SETTING, "")
+        folder = qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), caption, last)
+        # The panel may be gone by now.
+        if not folder or not self._signals:
             return
         self._answer(_("Saving the training case..."))
         # It goes on when another result is shown: it holds all that it needs.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import slicer
 
-from medsegcore.errors import MissingInputError
+from medsegcore.errors import GeometryError, MissingInputError
 from medsegcore.imaging import Image, read_image
 
 from .ResultToScene import CHECKSUM, checksum, findRuns
@@ -112,7 +112,10 @@ def aMovedPatientGetsAMovedAnswer(logic) -> None:
 
 
 def aCorrectedResultBecomesATrainingCase(logic) -> None:
-    """Images and the mask as it was corrected are written; saved again, they take their place."""
+    """Images and the mask as it was corrected are written; saved again, they take their place.
+
+    An input that has moved since the run is told.
+    """
     volumes = loadSample((slice(40, 64), slice(40, 88), slice(40, 88)))
     nodes = logic.segment(MODEL, volumes, OPTIONS)
     place = nodes.segmentation, nodes.segmentation.GetSegmentation().GetNthSegmentID(0)
@@ -127,6 +130,14 @@ def aCorrectedResultBecomesATrainingCase(logic) -> None:
         assert np.array_equal(written > 0, mask > 0)
         files = [path.name for path in (Path(folder) / "imagesTr").iterdir()]
         assert len(files) == len(volumes), files
+        moved = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "moved")
+        moved.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(np.diag([-1, -1, 1, 1])))
+        volumes["t1"].SetAndObserveTransformNodeID(moved.GetID())
+        try:
+            logic.saveTrainingCase(nodes, folder)
+        except GeometryError:
+            return
+    raise AssertionError("Saved although an input has moved since the run.")
 
 
 SCENARIOS = (

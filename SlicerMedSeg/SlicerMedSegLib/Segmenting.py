@@ -86,6 +86,7 @@ class Segmentation:
         self._frames: dict[str, int] = {}
         # Where the reference is when it is read: the user may move it while the model runs.
         self._stood: np.ndarray | None = None
+        self._affines: dict[str, np.ndarray] = {}
         self.request: Request | None = None
         self._live = live
         self._steps: EventLoopSteps | None = None
@@ -120,6 +121,7 @@ class Segmentation:
                 self._frames[key] = frame
             image = imageOfFrame(node, frame, copy=False)
             array = np.empty_like(image.array)
+            self._affines[key] = image.affine
             if node is self._reference:
                 self._stood = image.affine
             yield from copyInSteps(array, image.array)
@@ -159,7 +161,10 @@ class Segmentation:
         assert self.nodes is not None
         there = {k: n for k, n in self._inputs.items() if self._scene.IsNodePresent(n)}
         frames = {key: frame for key, frame in self._frames.items() if key in there}
-        rememberInputs(self.nodes.segmentation, there, frames)
+        assert self._stood is not None
+        toReference = np.linalg.inv(self._stood)
+        places = {key: toReference @ self._affines[key] for key in there}
+        rememberInputs(self.nodes.segmentation, there, frames, places)
 
     def _end(self, error: Exception | None) -> None:
         self._steps = None

@@ -12,7 +12,13 @@ import slicer
 
 import medsegcore
 from medsegcore.corrections import CorrectedCase, SavedCase, saving_case
-from medsegcore.errors import GeometryError, MissingInputError, OtherModelError, SegmentsError
+from medsegcore.errors import (
+    GeometryError,
+    MissingInputError,
+    OtherModelError,
+    SegmentsError,
+    SettingError,
+)
 from medsegcore.imaging import Grid, Image
 from medsegcore.imaging.resample import reoriented_view
 from medsegcore.models import ModelDescription, ModelStore
@@ -22,13 +28,15 @@ from .InputFrames import framesOf, imageOfFrame
 from .Lattice import AxisMap, isEmpty
 from .Lattice import voxels as imageVoxels
 from .NodeNames import INPUTS, RUN, TRAINING_RUN, TRAINING_SUBJECT
-from .ResultToScene import ResultNodes, findRuns, inputFrames, inputNodes
+from .ResultToScene import ResultNodes, findRuns, inputFrames, inputNodes, inputPlaces
 from .RunSegments import RunSegments
 from .SceneConversion import localAffine
 from .Steps import Steps, copyInSteps, runToEnd
 from .Translation import _
 
 _BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+# More than the rounding of a scene's file.
+MOVED_VOXELS = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,16 +64,19 @@ class TrainingCase:
         model: id or folder of the model that answered; as the run's provenance has it when None.
 
     Raises:
-        MissingInputError: an input, the segment of a label or the provenance is gone.
-        SegmentsError: a segment is none of the model's, or two overlap.
+        MissingInputError: an input, the segment of a label, the segmentation or the provenance is
+            gone.
+        SegmentsError: a segment is none of the model's, or two overlap, or the scene has two
+            results of that name.
         EditedSegmentError: a segment has another geometry.
-        GeometryError: the reference was moved away from the segmentation.
+        GeometryError: the reference was moved away from the segmentation, or an input from it.
         ModelError: the model is not there, or not the one that answered.
     """
 
     def __init__(self, segments: RunSegments, model: str | None = None) -> None:
         self.segmentation = segments.segmentation
         nodes = findRuns(segments.scene).get(segments.run, {})
+        _checkOne(nodes, segments)
         told = _provenanceOf(nodes.get("provenance", []), segments.run)
         first = told["model"]
         self.description = ModelStore().find(first["id"] if model is None else model).description
@@ -79,6 +90,7 @@ class TrainingCase:
         self.labels, counts = _labelsOf(segments, self.description)
         self._axes = _axesBetween(segments.worldGrid, self.images[key].grid)
         self._grid = self.images[key].grid
+        _checkPlaces(self.images, inputPlaces(self.segmentation), self._grid, self.description)
         self.volumes = {n: c * self._grid.voxel_volume_ml for n, c in counts.items()}
         self._answer = next(iter(nodes.get("answer", [])), None)
         self.origin = CaseOrigin(
@@ -98,7 +110,7 @@ class TrainingCase:
             DatasetError: the folder holds something else; nothing is written.
             OutputError: it cannot be written.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         images = {}
         for key, image in self.images.items():
             # Writing takes seconds, in which the user may go on to another frame.
@@ -111,7 +123,8 @@ class TrainingCase:
         case = CorrectedCase(images, Image(onGrid, self._grid.affine), origin)
         saved = yield from saving_case(case, self.description, folder)
         self.segmentation.SetAttribute(TRAINING_RUN, origin.run)
-        self._subjectNode.SetAttribute(TRAINING_SUBJECT, origin.subject)
+        if not self._subjectNode.GetAttribute(TRAINING_SUBJECT):
+            self._subjectNode.SetAttribute(TRAINING_SUBJECT, saved.subject)
         return SavedTrainingCase(saved.id, folder, saved.replaced, self._message(saved, folder))
 
     def _changed(self) -> Steps[bool | None]:
@@ -154,19 +167,43 @@ def saveTrainingCase(
     """Save a run of the scene at once, for scripts.
 
     Args:
-        run: its nodes, or as `findRuns` names it.
+        run: its nodes, one of the list when each frame was segmented, or as `findRuns` names it.
         model: as for `TrainingCase`.
 
     Raises:
         MedSegError: see `TrainingCase` and its `saving`; the folder is untouched.
     """
+    if isinstance(run, list):
+        raise SettingError(
+            _("{count} results were given, one for each frame.").format(count=len(run)),
+            _("Save them one by one."),
+        )
     name = run if isinstance(run, str) else run.segmentation.GetAttribute(RUN)
     segments = RunSegments(scene, name)
     try:
+        if not isinstance(run, str):
+            # Never that of another result which took the name of one that is gone.
+            segments.segmentation = run.segmentation
         case = TrainingCase(segments, model)
     finally:
         segments.close()
     return runToEnd(case.saving(folder))
+
+
+def _checkOne(nodes: Mapping[str, list], segments: RunSegments) -> None:
+    """The run's nodes are of one run: which of two masks belongs to which answer is not known."""
+    if any(len(nodes.get(role, [])) > 1 for role in ("segmentation", "answer", "provenance")):
+        raise SegmentsError(
+            _("The scene has two results called '{run}', or a copy of a part of one.").format(
+                run=segments.run
+            ),
+            _("Delete the one that is not to be saved with its folder, or the copied node."),
+        )
+    if segments.segmentation not in nodes.get("segmentation", []):
+        raise MissingInputError(
+            _("The segmentation of '{run}' is not in the scene any more.").format(run=segments.run),
+            _("Choose a result that is there, or run the model again."),
+        )
 
 
 def _provenanceOf(nodes: list, run: str) -> dict[str, Any]:
@@ -280,6 +317,29 @@ def _axesBetween(grid: Grid, reference: Grid) -> AxisMap:
         _("The reference volume does not lie on the segmentation's grid any more."),
         _("Put both under the same transform, or run the model again."),
     )
+
+
+def _checkPlaces(
+    images: Mapping[str, Image],
+    places: Mapping[str, np.ndarray],
+    reference: Grid,
+    description: ModelDescription,
+) -> None:
+    """Every image stands to the reference as it did when the model saw them together."""
+    for key, image in images.items():
+        if key not in places:
+            # Of a scene that was saved before this was noted.
+            continue
+        k, j, i = (n - 1 for n in image.shape)
+        corners = np.array([(x, y, z, 1) for x in (0, i) for y in (0, j) for z in (0, k)])
+        moved = (image.affine - reference.affine @ places[key]) @ corners.T
+        if np.linalg.norm(moved[:3], axis=0).max() > MOVED_VOXELS * min(image.grid.spacing):
+            raise GeometryError(
+                _("'{title}' has moved against the reference since the run.").format(
+                    title=description.input(key).title
+                ),
+                _("Move it back, or run the model again."),
+            )
 
 
 def _extent(array: np.ndarray) -> tuple[int, ...]:

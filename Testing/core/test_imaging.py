@@ -1,6 +1,7 @@
 """Images in physical space, against plain affine algebra and SciPy."""
 
 import gzip
+import resource
 
 import numpy as np
 import pytest
@@ -369,6 +370,23 @@ def test_a_file_that_is_given_up_or_finds_no_room_leaves_nothing(oblique, tmp_pa
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OutputError, match="absent"):
         list(writing_nifti(oblique, tmp_path / "absent" / "a.nii.gz"))
+
+
+@pytest.mark.parametrize("room", [0, 100, 351])
+def test_no_room_for_the_header_is_told_and_nothing_is_asked_of_the_temporary_folder(
+    oblique, tmp_path, monkeypatch, room
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            list(writing_nifti(oblique, tmp_path / "a.nii.gz"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+    list(writing_nifti(oblique, tmp_path / "a.nii.gz"))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
 def test_a_dicom_series_is_read_with_its_oblique_geometry(oblique, tmp_path):

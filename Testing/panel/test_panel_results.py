@@ -444,7 +444,6 @@ def test_what_is_no_case_is_told_and_nothing_is_written(host, told, panel, nodes
     own = nodes.segmentation.GetSegmentation().AddEmptySegment("mine", "vessel")
     paint(nodes, flair, 60, own)
     (tmp_path / "corrected").mkdir()
-    host.dialogs.expect("Choose the folder of the training cases", str(tmp_path / "corrected"))
     host.dialogs.expect("'vessel' is none of the model's labels", "OK")
     host.click(panel.resultsUi.saveCaseButton)
     nodes.segmentation.GetSegmentation().RemoveSegment(own)
@@ -456,6 +455,63 @@ def test_what_is_no_case_is_told_and_nothing_is_written(host, told, panel, nodes
     assert panel.resultsUi.saveCaseButton.enabled
     assert panel.resultsUi.messageLabel.text == ""
     assert [p.name for p in tmp_path.rglob("*")] == ["corrected", "thesis.txt"]
+
+
+def test_the_result_that_was_shown_at_the_click_is_saved(
+    host, told, panel, nodes, flair, result, tmp_path, monkeypatch
+):
+    from medsegcore.imaging import read_image
+    from SlicerMedSegLib import ResultsPart
+    from SlicerMedSegLib.ResultToScene import rememberInputs
+
+    second = addRun(host, flair, result.relabel({LABEL: 0.8}, 0.02), "second")
+    rememberInputs(second.segmentation, told)
+    second.provenance.SetText(nodes.provenance.GetText())
+    panel.results.setRun("run")
+    settle(host)
+    shown = voxels(nodes, flair)
+
+    def anotherIsShown(*_arguments):
+        panel.results.setRun("second")
+        settle(host)
+        return str(tmp_path)
+
+    dialog = ResultsPart.qt.QFileDialog
+    monkeypatch.setattr(dialog, "getExistingDirectory", anotherIsShown)
+    host.click(panel.resultsUi.saveCaseButton)
+    settle(host)
+    mask = read_image(tmp_path / "labelsTr" / "case_001.nii.gz").array > 0
+    assert mask.sum() == shown != voxels(second, flair)
+    # While a result is being read, a script may ask for it nevertheless.
+    panel.results.setRun("run")
+    host.dialogs.expect("No result is ready yet", "OK")
+    panel.results._saveCase()
+    settle(host)
+
+
+def test_of_two_results_of_one_name_the_one_that_is_left_is_saved(
+    host, told, panel, nodes, flair, tmp_path
+):
+    import slicer
+
+    from medsegcore.imaging import read_image
+
+    copy = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "copy")
+    copy.CopyContent(nodes.segmentation)
+    for name in nodes.segmentation.GetAttributeNames():
+        copy.SetAttribute(name, nodes.segmentation.GetAttribute(name))
+    for key, node in told.items():
+        copy.SetNodeReferenceID(f"MedSeg.Input.{key}", node.GetID())
+    host.dialogs.expect("two results called 'run'", "OK")
+    host.click(panel.resultsUi.saveCaseButton)
+    nodes.segmentation = copy
+    paint(nodes, flair, 60)
+    kept = voxels(nodes, flair)
+    slicer.mrmlScene.RemoveNode(panel.results._segments.segmentation)
+    settle(host)
+    saveCase(host, panel, tmp_path)
+    settle(host)
+    assert (read_image(tmp_path / "labelsTr" / "case_001.nii.gz").array > 0).sum() == kept
 
 
 def test_saving_a_case_goes_on_when_the_scene_closes_and_ends_with_the_panel(

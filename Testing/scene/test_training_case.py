@@ -73,6 +73,11 @@ def described(folder):
     return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
 
 
+def patient(folder, name):
+    """As a case's patient is called: unlike that of another folder."""
+    return f"{name}-{described(folder)['name'][-8:]}"
+
+
 def images(folder, name):
     """A case's images by key, as a training reads them."""
     (case,) = [case for case in read_dataset(folder).cases if case.id == name]
@@ -224,7 +229,7 @@ def test_a_result_that_is_saved_again_takes_the_place_of_its_case_alone(
     assert content["medseg"]["license"] == "internal"
     assert content["medseg"]["sites"]["case_001"] == "scanner 2"
     # Two results of one volume are one patient's: they never come into two folds.
-    assert read_dataset(tmp_path).patients == ["case_001"]
+    assert read_dataset(tmp_path).patients == [patient(tmp_path, "case_001")]
 
 
 def test_a_scene_that_was_saved_and_loaded_still_knows_its_case(core, nodes, tmp_path):
@@ -463,7 +468,7 @@ def test_the_frame_that_was_segmented_is_saved_and_all_frames_are_one_patients(
         assert np.array_equal(written.array, ms_visits[frame]["flair"].array)
     data = read_dataset(tmp_path)
     assert len(data.cases) == 2
-    assert data.patients == ["case_001"]
+    assert data.patients == [patient(tmp_path, "case_001")]
 
 
 def test_a_model_of_one_of_several_inputs_gets_cases_of_each(
@@ -501,13 +506,14 @@ def test_the_folder_is_checked_and_learnt_from_by_the_commands(
     assert main(["dataset", "check", str(folder)]) == 0
     assert "0 errors" in capsys.readouterr().out
     data = read_dataset(folder)
-    assert data.patients == ["case_001", "case_002"]
+    first, second = (patient(folder, name) for name in ("case_001", "case_002"))
+    assert data.patients == [first, second]
     assert list(data.channels) == [s.key for s in shipped_model.description.inputs]
     out = tmp_path / "next"
     tune = ["fine-tune", "--model", shipped_model.description.id, "--cases", str(folder),
-            "--test", "case_002", "--device", "cpu", "--out", str(out)]  # fmt: skip
+            "--test", second, "--device", "cpu", "--out", str(out)]  # fmt: skip
     assert main([*tune, "--steps", "1", "--workers", "0"]) == 0
     card = json.loads((out / "model" / "model.json").read_text(encoding="utf-8"))
     assert (card["weights"]["license"], card["weights"]["commercial_use"]) == ("not stated", False)
     used = {(use["split"], *use["patients"]) for use in card["data"]}
-    assert {("training", "case_001"), ("test", "case_002")} <= used
+    assert {("training", first), ("test", second)} <= used

@@ -298,7 +298,8 @@ def writing_nifti(image: Image, path: str | Path) -> Iterator[None]:
     packer = zlib.compressobj(PACKING, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     try:
         with temporary.open("wb") as file:
-            file.write(packer.compress(_nifti_header(image)))
+            header = _nifti_header(image, path.with_name(f".{path.name}.header.nii"))
+            file.write(packer.compress(header))
             for plane in image.array:
                 values = storable(plane).data.cast("B")
                 for first in range(0, len(values), PIECE_BYTES):
@@ -315,17 +316,35 @@ def writing_nifti(image: Image, path: str | Path) -> Iterator[None]:
         temporary.unlink(missing_ok=True)
 
 
-def _nifti_header(image: Image) -> bytes:
-    """As ITK writes it: it is the same for one slice of the image, but for their number."""
+def _nifti_header(image: Image, path: Path) -> bytes:
+    """As ITK writes it: it is the same for one voxel of the image, but for their number.
+
+    Args:
+        path: of a file that is made for it and taken away again.
+
+    Raises:
+        OutputError: there is no room for it.
+    """
     import SimpleITK as sitk
 
-    slices, rows, columns = image.shape
-    one = image.with_array(np.zeros((1, rows, columns), image.array.dtype))
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "header.nii"
-        sitk.WriteImage(to_sitk(one), str(file))
-        header = bytearray(file.read_bytes()[:NIFTI_HEADER])
-    struct.pack_into("=h", header, 46, slices)
+    one = image.with_array(np.zeros((1, 1, 1), image.array.dtype))
+    try:
+        sitk.WriteImage(to_sitk(one), str(path))
+        header = bytearray(path.read_bytes()[:NIFTI_HEADER])
+    except RuntimeError as error:
+        raise OutputError(
+            f"'{path}' cannot be written: {_last_line(error)}",
+            "Check the free space and the permissions.",
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)
+    if len(header) < NIFTI_HEADER:
+        # A full disk can leave ITK satisfied.
+        raise OutputError(
+            f"'{path}' cannot be written: only a part of it was taken.",
+            "Check the free space and the permissions.",
+        )
+    struct.pack_into("=3h", header, 42, *reversed(image.shape))
     return bytes(header)
 
 
