@@ -23,6 +23,7 @@ from medsegcore.errors import (
     OutputError,
     UnreadableImageError,
 )
+from medsegcore.files import replacing
 from medsegcore.imaging.geometry import Grid
 from medsegcore.imaging.image import LPS_TO_RAS, Image, from_sitk, storable, to_sitk
 
@@ -293,27 +294,17 @@ def writing_nifti(image: Image, path: str | Path) -> Iterator[None]:
     """
     path = Path(path)
     image.grid.check(f"What is to be written to '{path.name}'")
-    temporary = path.with_name(f".{path.name}.tmp")
     # Without the name and the time of a file, which gzip's own header would tell.
     packer = zlib.compressobj(PACKING, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-    try:
-        with temporary.open("wb") as file:
-            header = _nifti_header(image, path.with_name(f".{path.name}.header.nii"))
-            file.write(packer.compress(header))
-            for plane in image.array:
-                values = storable(plane).data.cast("B")
-                for first in range(0, len(values), PIECE_BYTES):
-                    file.write(packer.compress(values[first : first + PIECE_BYTES]))
-                    yield
-            file.write(packer.flush())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"'{path}' cannot be written: {error.strerror}.",
-            "Check the free space and the permissions.",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        header = _nifti_header(image, path.with_name(f".{path.name}.header.nii"))
+        file.write(packer.compress(header))
+        for plane in image.array:
+            values = storable(plane).data.cast("B")
+            for first in range(0, len(values), PIECE_BYTES):
+                file.write(packer.compress(values[first : first + PIECE_BYTES]))
+                yield
+        file.write(packer.flush())
 
 
 def _nifti_header(image: Image, path: Path) -> bytes:
